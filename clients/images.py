@@ -1,0 +1,208 @@
+"""Every accepted image as one of two lossless payloads: RGB pixels, or an encoded file as it is.
+
+Nothing here resizes, rotates or re-encodes, so a score depends on the image and not on how it was
+handed over. The service and the in-process scorer decode with `decode_image` as well.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rewardzoo.errors import ItemError
+
+Pixels = NDArray[np.uint8]
+"""RGB, (H, W, 3)."""
+Payload = Pixels | bytes
+"""Pixels, or a PNG, JPEG or WebP file."""
+
+MAX_PIXELS = 64_000_000
+FORMATS = ("PNG", "JPEG", "WEBP")
+# A float image may leave [0, 1] by what bfloat16 and resampling do to a bound, and no more.
+_TOLERANCE = 1e-3
+
+
+@runtime_checkable
+class TorchTensor(Protocol):
+    """What is used of `torch.Tensor`, which is never imported."""
+
+    @property
+    def ndim(self) -> int:
+        """How many dimensions it has."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> TorchTensor: ...
+
+    def detach(self) -> TorchTensor:
+        """Leave the graph."""
+
+    def cpu(self) -> TorchTensor:
+        """Move to the host."""
+
+    def float(self) -> TorchTensor:
+        """Convert to float32."""
+
+    def is_floating_point(self) -> bool:
+        """Say whether its dtype is a float, of any width."""
+
+    def numpy(self) -> NDArray[Any]:
+        """Share its memory as an array."""
+
+
+ImageLike = Image.Image | NDArray[Any] | TorchTensor | str | Path | bytes
+"""What `score` takes for one image; see `as_payload`."""
+
+
+def as_payload(image: ImageLike) -> Payload:
+    """Turn one image into pixels or encoded bytes, without loss.
+
+    Accepted: a PIL image of any mode (converted to RGB); an array (H, W, C) or (H, W) and a torch
+    tensor (C, H, W) or (H, W), with C in 1, 3, 4 (alpha is dropped), uint8 or float in [0, 1];
+    the path or the bytes of a PNG, JPEG or WebP file, which are passed on undecoded.
+
+    Floats become uint8 by round(255 x), so that pixels k / 255 come back as k.
+
+    Raises:
+        ItemError: anything else; the message names the value and the way out.
+    """
+    if isinstance(image, Image.Image):
+        return _from_pil(image)
+    if isinstance(image, str | Path):
+        return _checked_file(_read(image))
+    if isinstance(image, bytes | bytearray | memoryview):
+        return _checked_file(bytes(image))
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if isinstance(image, TorchTensor):
+        return _from_tensor(image)
+    raise ItemError(
+        f"an image cannot be of type {type(image).__name__}: give a PIL image, an array (H, W, 3), "
+        "a tensor (3, H, W), a path or the bytes of a file"
+    )
+
+
+def decode_image(data: bytes) -> Pixels:
+    """Decode a PNG, JPEG or WebP file to RGB pixels (H, W, 3).
+
+    Raises:
+        ItemError: another format, more than `MAX_PIXELS` pixels (known before any is decoded), or a
+            truncated or damaged file.
+    """
+    image = _open(data)
+    try:
+        return np.asarray(image.convert("RGB"))
+    # Decoders fail in many ways on damaged input; each of them is this item's failure alone.
+    except Exception as error:
+        raise ItemError(f"truncated or damaged {image.format}: {error}") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    """Open a file from its header; pixels are not decoded yet."""
+    name = _format_of(data)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ItemError(f"{error}; this package takes up to {MAX_PIXELS:,} pixels") from error
+    except Exception as error:
+        raise ItemError(f"truncated or damaged {name}: {error}") from error
+    _check_size(*image.size)
+    return image
+
+
+def _format_of(data: bytes) -> str:
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    start = "nothing at all" if not data else f"{data[:8]!r}"
+    raise ItemError(f"not an image: a PNG, JPEG or WebP file was expected, it starts with {start}")
+
+
+def _check_size(width: int, height: int) -> None:
+    if not (width and height):
+        raise ItemError(f"the image is empty: {width}x{height} pixels")
+    if width * height > MAX_PIXELS:
+        raise ItemError(
+            f"the image is {width}x{height}, {width * height:,} pixels; the limit is "
+            f"{MAX_PIXELS:,}: scale it down"
+        )
+
+
+def _read(path: str | Path) -> bytes:
+    if str(path).startswith(("http://", "https://")):
+        raise ItemError(f"URLs are not fetched, download it first: {path}")
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ItemError(f"cannot read the image file {str(path)!r}: {error}") from error
+
+
+def _checked_file(data: bytes) -> bytes:
+    _open(data)
+    return data
+
+
+def _from_pil(image: Image.Image) -> Pixels:
+    _check_size(*image.size)
+    try:
+        return np.asarray(image.convert("RGB"))
+    # A lazily opened file is only read here, and may be damaged in any way.
+    except Exception as error:
+        raise ItemError(
+            f"the PIL image ({image.mode}, {image.size}) has no pixels: {error}"
+        ) from error
+
+
+def _from_tensor(tensor: TorchTensor) -> Pixels:
+    tensor = tensor.detach().cpu()
+    # numpy has no bfloat16, and float32 holds every half exactly.
+    array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    if array.ndim == 3 and array.shape[0] not in (1, 3, 4):
+        raise ItemError(
+            f"a tensor is an image (C, H, W) with C in 1, 3, 4; got {array.shape}"
+            + ("; use .permute(2, 0, 1)" if array.shape[2] in (1, 3, 4) else "")
+        )
+    return _from_array(array.transpose(1, 2, 0) if array.ndim == 3 else array)
+
+
+def _from_array(array: NDArray[Any]) -> Pixels:
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3:
+        raise ItemError(f"an image has 2 or 3 dimensions, got {array.ndim}: shape {array.shape}")
+    height, width, channels = array.shape
+    _check_size(width, height)
+    if channels not in (1, 3, 4):
+        raise ItemError(
+            f"an array is an image (H, W, C) with C in 1, 3, 4; got {array.shape}"
+            + ("; use .transpose(1, 2, 0)" if height in (1, 3, 4) else "")
+        )
+    if array.dtype.kind == "f":
+        array = _from_floats(array)
+    elif array.dtype != np.uint8:
+        raise ItemError(f"pixels cannot be {array.dtype}: give uint8 in 0..255 or floats in [0, 1]")
+    pixels: Pixels = np.repeat(array, 3, axis=2) if channels == 1 else array[:, :, :3]
+    return pixels
+
+
+def _from_floats(array: NDArray[Any]) -> Pixels:
+    low, high = float(array.min()), float(array.max())
+    if not np.isfinite(array).all():
+        count = int((~np.isfinite(array)).sum())
+        raise ItemError(f"{count} of {array.size} pixel values are NaN or infinite")
+    if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+        if low >= 0:
+            hint = "divide by 255" if high <= 255 else "scale them"
+        else:
+            hint = (
+                "map [-1, 1] with (x + 1) / 2" if low >= -1 and high <= 1 else "scale or clamp them"
+            )
+        raise ItemError(f"float pixels must be in [0, 1], got {low:.4g}..{high:.4g}: {hint}")
+    return np.rint(array.clip(0, 1).astype(np.float32) * 255).astype(np.uint8)

@@ -1,0 +1,26 @@
+"""What a call to `score_result` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewardzoo.errors import ItemError
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """Scores (N,) float32 in the reward's raw scale, in the order of the images.
+
+    A score is NaN exactly where `errors`, by the item's index, says why. `provenance` is what the
+    scores rest on (reward, weights, recipe, dtype, version); a value is a list where the servers
+    that answered do not agree on it.
+    """
+
+    scores: NDArray[np.float32]
+    errors: Mapping[int, ItemError] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)

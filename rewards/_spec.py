@@ -1,0 +1,70 @@
+"""What is known of a reward before any weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a Hugging Face repository, pinned to a commit.
+
+    `sha256` is checked where it is known; else the hash is recorded at the first download and held to.
+    """
+
+    repo: str
+    name: str
+    revision: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class PackagedFile:
+    """A file shipped inside rewardzoo, its name relative to `rewards/`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a reward: its weights and how they are used.
+
+    `recipe` names the exact computation (preprocessing, prompt, formula): two variants with one recipe
+    differ in weights alone. `config` holds what the reward's own loader needs to build the architecture.
+    """
+
+    name: str
+    recipe: str
+    files: Mapping[str, HubFile | PackagedFile]
+    weights_license: str
+    config: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def is_mini(self) -> bool:
+        """Whether the weights are the small ones shipped in the package."""
+        return self.name == "mini"
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """A reward as its users see it.
+
+    `score_range` is what scores lie in, in the reward's raw upstream scale: a hard bound where the formula
+    has one, else the usual span. `max_batch` is how many items one forward takes.
+    """
+
+    name: str
+    title: str
+    paper: str
+    code_license: str
+    score_range: tuple[float, float]
+    variants: tuple[Variant, ...]
+    higher_is_better: bool = True
+    differentiable: bool = True
+    max_batch: int = 64
+
+    def __post_init__(self) -> None:
+        names = [v.name for v in self.variants]
+        if len(set(names)) != len(names):
+            raise ValueError(f"{self.name}: variants must differ in name, got {names}")

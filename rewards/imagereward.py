@@ -1,0 +1,241 @@
+"""ImageReward: BLIP's image-grounded text encoder with a regression head, ranked on human preferences.
+
+Paper: arXiv 2304.05977. Source of the recipe: THUDM/ImageReward, `ImageReward/ImageReward.py`. Runs on the
+BLIP classes of `transformers`; `rename_upstream` maps the released checkpoint's keys onto them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rewardzoo.rewards._images import normalize, resize_shortest_and_crop, to_tensor
+from rewardzoo.rewards._model import Batch, RewardModel
+from rewardzoo.rewards._spec import HubFile, PackagedFile, RewardSpec, Variant
+from rewardzoo.rewards._weights import load_strictly, read_checkpoint
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_MEAN, _STD = 0.16717362830052426, 1.0333394966054072  # of the raw head over upstream's training set
+_MAX_TOKENS = 35  # upstream cuts prompts here
+_RECIPE = "imagereward/v1.0"
+
+MINI_CONFIG = {
+    "vision": {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": 64,
+        "patch_size": 8,
+    },
+    "text": {
+        "vocab_size": 46,
+        "hidden_size": 128,
+        "encoder_hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    },
+}
+"""What the mini changes of the released architecture."""
+
+
+class ImageReward(RewardModel):
+    """ImageReward v1.0."""
+
+    spec = RewardSpec(
+        name="imagereward",
+        title="ImageReward",
+        paper="arXiv:2304.05977",
+        code_license="Apache-2.0",
+        score_range=(-3.0, 3.0),
+        variants=(
+            Variant(
+                "v1.0",
+                recipe=_RECIPE,
+                files={
+                    "checkpoint": HubFile(
+                        "THUDM/ImageReward", "ImageReward.pt", "5736be03b2652728fb87788c9797b0570450ab72"
+                    ),
+                    "vocabulary": HubFile(
+                        "google-bert/bert-base-uncased",
+                        "vocab.txt",
+                        "86b5e0934494bd15c9632b12f734a8a67f723594",
+                        "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+                    ),
+                },
+                weights_license="Apache-2.0",
+            ),
+            Variant(
+                "mini",
+                recipe=_RECIPE,
+                files={
+                    "checkpoint": PackagedFile("minis/imagereward/model.safetensors"),
+                    "vocabulary": PackagedFile("minis/imagereward/vocab.txt"),
+                },
+                weights_license="Apache-2.0",
+                config=MINI_CONFIG,
+            ),
+        ),
+    )
+
+    def __init__(self, variant: Variant, net: RankedBlip, tokenizer: Tokenizer) -> None:
+        super().__init__(variant, net)
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, variant: Variant, files: Mapping[str, Path]) -> Self:
+        """Read upstream's `ImageReward.pt`, or weights named as `transformers` does."""
+        net = RankedBlip(variant.config)
+        load_strictly(net, rename_upstream(read_checkpoint(files["checkpoint"])), files["checkpoint"])
+        return cls(variant, net, tokenizer(files["vocabulary"]))
+
+    def prepare_image(self, image: Image.Image) -> Tensor:
+        """Resize the shortest side, crop the centre, normalise: (3, S, S)."""
+        size = self.net.vision_model.config.image_size
+        return normalize(to_tensor(resize_shortest_and_crop(image, size)))
+
+    def prepare_text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Tokenise to 35 word pieces, cut or padded: input_ids and attention_mask (U, 35)."""
+        encoded = self.tokenizer.encode_batch(list(prompts))
+        return {
+            "input_ids": torch.tensor([e.ids for e in encoded], dtype=torch.long),
+            "attention_mask": torch.tensor([e.attention_mask for e in encoded], dtype=torch.long),
+        }
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Score in standard deviations of upstream's training set, (B,); differentiable in the pixels."""
+        text = {key: tensor[batch.text_index] for key, tensor in batch.text.items()}
+        score: Tensor = self.net(batch.pixels["pixel_values"], **text)
+        return score
+
+
+class RankedBlip(nn.Module):
+    """BLIP ViT-L/16 at 224, BERT-base with cross-attention to it, and an MLP on the text's first token.
+
+    `config` overrides fields of the two encoders, as `MINI_CONFIG` does.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel
+        from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+        super().__init__()
+        vision = BlipVisionConfig(
+            **{
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 16,
+                "image_size": 224,
+                "patch_size": 16,
+                "layer_norm_eps": 1e-6,  # timm's, not BlipVisionConfig's 1e-5
+                **config.get("vision", {}),
+            }
+        )
+        text = BlipTextConfig(
+            **{
+                "vocab_size": 30524,
+                "hidden_size": 768,
+                "encoder_hidden_size": 1024,
+                "intermediate_size": 3072,
+                "num_hidden_layers": 12,
+                "num_attention_heads": 12,
+                "max_position_embeddings": 512,
+                "hidden_act": "gelu",
+                "layer_norm_eps": 1e-12,
+                "is_decoder": True,  # builds the cross-attention; forward attends both ways
+                **config.get("text", {}),
+            }
+        )
+        self.vision_model = BlipVisionModel(vision)
+        self.text_encoder = BlipTextModel(text, add_pooling_layer=False)
+        self.mlp = RewardHead(text.hidden_size)
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Score B pairs: pixel_values (B, 3, S, S), tokens (B, L) -> (B,)."""
+        patches = self.vision_model(pixel_values).last_hidden_state
+        return self.score_patches(patches, input_ids, attention_mask)
+
+    def score_patches(self, patches: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Score B pairs of encoded images (B, P, D) and tokens (B, L) -> (B,)."""
+        hidden = self.text_encoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            encoder_hidden_states=patches,
+            encoder_attention_mask=torch.ones(patches.shape[:2], dtype=torch.long, device=patches.device),
+            is_decoder=False,
+        ).last_hidden_state
+        raw: Tensor = self.mlp(hidden[:, 0])[:, 0]
+        return (raw - _MEAN) / _STD
+
+
+class RewardHead(nn.Module):
+    """Upstream's regression head: five linear layers with dropout and no activation between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, 1024),
+            nn.Dropout(0.2),
+            nn.Linear(1024, 128),
+            nn.Dropout(0.2),
+            nn.Linear(128, 64),
+            nn.Dropout(0.1),
+            nn.Linear(64, 16),
+            nn.Linear(16, 1),
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, width) -> (B, 1)."""
+        out: Tensor = self.layers(hidden)
+        return out
+
+
+_RENAMES = (  # upstream's key -> ours
+    (r"^blip\.visual_encoder\.cls_token$", "vision_model.embeddings.class_embedding"),
+    (r"^blip\.visual_encoder\.pos_embed$", "vision_model.embeddings.position_embedding"),
+    (r"^blip\.visual_encoder\.patch_embed\.proj\.", "vision_model.embeddings.patch_embedding."),
+    (r"^blip\.visual_encoder\.norm\.", "vision_model.post_layernorm."),
+    (r"^blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.", r"vision_model.encoder.layers.\1.layer_norm\2."),
+    (r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.", r"vision_model.encoder.layers.\1.self_attn.qkv."),
+    (
+        r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.",
+        r"vision_model.encoder.layers.\1.self_attn.projection.",
+    ),
+    (r"^blip\.visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision_model.encoder.layers.\1.mlp."),
+    (r"^blip\.text_encoder\.", "text_encoder."),
+)
+_UNUSED = re.compile(r"^blip\.(vision_proj|text_proj)\.|position_ids$")  # of BLIP's contrastive stage
+
+
+def rename_upstream(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Map the released checkpoint's keys onto `RankedBlip`'s; others pass, for the strict load to judge."""
+    renamed = {}
+    for key, tensor in state.items():
+        if not _UNUSED.search(key):
+            for pattern, replacement in _RENAMES:
+                key, changed = re.subn(pattern, replacement, key)
+                if changed:
+                    break
+            renamed[key] = tensor
+    return renamed
+
+
+def tokenizer(vocabulary: Path) -> Tokenizer:
+    """Return BERT's uncased word-piece tokenizer over `vocabulary`, set to upstream's 35 tokens."""
+    from tokenizers.implementations import BertWordPieceTokenizer
+
+    own = BertWordPieceTokenizer(str(vocabulary), lowercase=True)
+    own.enable_truncation(_MAX_TOKENS)
+    own.enable_padding(length=_MAX_TOKENS, pad_id=own.token_to_id("[PAD]"))
+    return own

@@ -1,0 +1,36 @@
+"""The command line: `rewardzoo list | serve | score | demo | doctor`."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from rewardzoo.cli.catalog import list_rewards
+from rewardzoo.cli.demo import demo
+from rewardzoo.cli.doctor import doctor
+from rewardzoo.cli.score import score
+from rewardzoo.cli.serve import serve
+from rewardzoo.errors import MissingExtraError, RewardZooError
+
+app = typer.Typer(
+    help="Reward models for generated images: list, serve and score.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+app.command("list")(list_rewards)
+app.command()(serve)
+app.command()(score)
+app.command()(demo)
+app.command()(doctor)
+
+
+def main() -> None:
+    """Run the command line; an error made by the caller is one line, not a traceback."""
+    try:
+        app()
+    except (RewardZooError, MissingExtraError, ValueError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        sys.exit(1)

@@ -1,0 +1,46 @@
+"""`rewardzoo list`: which rewards there are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def list_rewards(
+    url: Annotated[str | None, typer.Option(help="List what this server hosts instead.")] = None,
+    token: Annotated[str | None, typer.Option(envvar="REWARDZOO_TOKEN", help="The server's token.")] = None,
+) -> None:
+    """Show names, variants, licences, score ranges and which weights are on disk."""
+    table = _served(url, token) if url else _known()
+    Console().print(table)
+
+
+def _known() -> Table:
+    from rewardzoo.rewards import is_on_disk, specs
+
+    table = Table("reward", "what it is", "paper", "licence: code / weights", "range", "weights")
+    for spec in specs():
+        for variant in spec.variants:
+            low, high = spec.score_range
+            table.add_row(
+                f"[bold]{spec.name}:{variant.name}[/]",
+                spec.title,
+                spec.paper,
+                f"{spec.code_license} / {variant.weights_license}",
+                f"{low:g} … {high:g}",
+                "shipped" if variant.is_mini else "on disk" if is_on_disk(variant) else "not downloaded",
+            )
+    return table
+
+
+def _served(url: str, token: str | None) -> Table:
+    from rewardzoo.clients import RewardClient
+
+    table = Table("reward", "state", title=url)
+    with RewardClient(url, token=token) as client:
+        for reward in client.rewards():
+            table.add_row(f"[bold]{reward['name']}[/]", str(reward.get("state", "")))
+    return table

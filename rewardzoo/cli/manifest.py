@@ -1,0 +1,106 @@
+"""Tables of images and prompts: JSON lines, CSV and Parquet, by a file's ending."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rewardzoo.errors import require
+
+Rows = list[dict[str, Any]]
+
+
+def read_manifest(path: Path) -> Rows:
+    """Read rows with the columns `image` and `prompt`; relative images are taken from the manifest's folder.
+
+    Raises:
+        ValueError: the file is missing, of another kind, or a row lacks a column; the message names the row.
+    """
+    if not path.is_file():
+        raise ValueError(f"no manifest at {path}")
+    rows = _format(path)[0](path)
+    for number, row in enumerate(rows, 1):
+        missing = [column for column in ("image", "prompt") if not isinstance(row.get(column), str)]
+        if missing:
+            raise ValueError(
+                f"{path}, row {number}: no text in column {' or '.join(missing)}; it has {', '.join(map(str, row))}"
+            )
+        row["image"] = str(path.parent / row["image"])
+    return rows
+
+
+def write_rows(rows: Rows, path: Path) -> None:
+    """Write rows in the format of the file's ending.
+
+    Raises:
+        ValueError: the ending is none of .jsonl, .csv, .parquet.
+    """
+    write = _format(path)[1]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(rows, path)
+
+
+def _read_jsonl(path: Path) -> Rows:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+        if row is not None and not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: expected an object, got {line[:60]}")
+        rows += [row] if row is not None else []
+    return rows
+
+
+def _write_jsonl(rows: Rows, path: Path) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _read_csv(path: Path) -> Rows:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _write_csv(rows: Rows, path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _read_parquet(path: Path) -> Rows:
+    require("pyarrow", extra="parquet")
+    from pyarrow import parquet
+
+    rows: Rows = parquet.read_table(path).to_pylist()
+    return rows
+
+
+def _write_parquet(rows: Rows, path: Path) -> None:
+    require("pyarrow", extra="parquet")
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+_FORMATS: dict[str, tuple[Callable[[Path], Rows], Callable[[Rows, Path], None]]] = {
+    ".jsonl": (_read_jsonl, _write_jsonl),
+    ".csv": (_read_csv, _write_csv),
+    ".parquet": (_read_parquet, _write_parquet),
+}
+
+
+def check_format(path: Path) -> None:
+    """Raise `ValueError` when the file's ending is none that can be read or written."""
+    _format(path)
+
+
+def _format(path: Path) -> tuple[Callable[[Path], Rows], Callable[[Rows, Path], None]]:
+    if path.suffix.lower() not in _FORMATS:
+        raise ValueError(f"{path}: the ending must be one of {', '.join(_FORMATS)}")
+    return _FORMATS[path.suffix.lower()]

@@ -1,0 +1,96 @@
+"""`rewardzoo score`: images and a prompt, or a manifest, to a table or a file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from rewardzoo.cli.manifest import check_format, read_manifest, write_rows
+from rewardzoo.cli.serve import parse_weights
+
+_ROWS_A_CALL = 256
+
+
+def score(
+    images: Annotated[list[Path] | None, typer.Argument(help="Image files to score against --prompt.")] = None,
+    reward: Annotated[list[str] | None, typer.Option(help="Reward to score with; may be repeated.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The prompt of all images given.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="JSONL, CSV or Parquet with the columns image and prompt.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write rows here (.jsonl, .csv, .parquet).")] = None,
+    url: Annotated[str | None, typer.Option(help="Score on this server; else in this process.")] = None,
+    token: Annotated[str | None, typer.Option(envvar="REWARDZOO_TOKEN", help="The server's token.")] = None,
+    device: Annotated[str, typer.Option(help="Device to score on in this process.")] = "auto",
+    weights: Annotated[list[str] | None, typer.Option(help="NAME=PATH, in this process.")] = None,
+) -> None:
+    """Score images. Rows that cannot be scored keep their error, and the command then ends with 1."""
+    if not reward:
+        raise typer.BadParameter("name at least one --reward; `rewardzoo list` shows them")
+    if out:
+        check_format(out)  # before the work, not after it
+    rows = _rows(images, prompt, manifest)
+    with closing(_scorer(reward, url, token, device, parse_weights(weights))) as scorer:
+        failed = _score_rows(rows, reward, scorer.score_result)
+    if out:
+        write_rows(rows, out)
+    else:
+        _print(rows, reward)
+    if failed:
+        Console(stderr=True).print(f"[red]{failed} of {len(rows)} rows could not be scored[/]")
+        raise typer.Exit(1)
+
+
+def _rows(images: list[Path] | None, prompt: str | None, manifest: Path | None) -> list[dict[str, Any]]:
+    if manifest is not None and not images:
+        return read_manifest(manifest)
+    if images and prompt is not None and manifest is None:
+        return [{"image": str(image), "prompt": prompt} for image in images]
+    raise typer.BadParameter("give image files with --prompt, or --manifest FILE")
+
+
+def _scorer(
+    rewards: list[str], url: str | None, token: str | None, device: str, weights: dict[str, Path]
+) -> Any:
+    if url:
+        from rewardzoo.clients import RewardClient
+
+        return RewardClient(url, token=token)
+    from rewardzoo.local import LocalRewards
+
+    return LocalRewards(rewards, device=device, weights=weights)
+
+
+def _score_rows(rows: list[dict[str, Any]], rewards: list[str], score_result: Callable[..., Any]) -> int:
+    failed: set[int] = set()
+    jobs = [(name, start) for name in rewards for start in range(0, len(rows), _ROWS_A_CALL)]
+    for name, start in track(jobs, description="scoring", console=Console(stderr=True)):
+        part = rows[start : start + _ROWS_A_CALL]
+        result = score_result(
+            [Path(row["image"]) for row in part], [row["prompt"] for row in part], reward=name
+        )
+        for i, (row, value) in enumerate(zip(part, result.scores, strict=True)):
+            row[name] = None if math.isnan(value) else float(value)
+            if i in result.errors:
+                failed.add(start + i)
+                row["error"] = str(result.errors[i])
+    if failed:
+        for row in rows:
+            row.setdefault("error", None)
+    return len(failed)
+
+
+def _print(rows: list[dict[str, Any]], rewards: list[str]) -> None:
+    table = Table("image", "prompt", *rewards, *(["error"] if any("error" in r for r in rows) else []))
+    for row in rows:
+        scores = ["—" if row[name] is None else f"{row[name]:.4f}" for name in rewards]
+        table.add_row(row["image"], row["prompt"], *scores, row.get("error") or "")
+    Console().print(table)

@@ -1,0 +1,45 @@
+"""`rewardzoo serve`: a BentoML server with the rewards named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    rewards: Annotated[list[str], typer.Argument(help="Rewards to host, e.g. hpsv2:v2.1 imagereward.")],
+    host: Annotated[str, typer.Option(help="Address to bind; other than loopback needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to bind.")] = 3000,
+    device: Annotated[str, typer.Option(help="A torch device, or auto for the GPU where there is one.")] = "auto",
+    token: Annotated[
+        str | None, typer.Option(envvar="REWARDZOO_TOKEN", help="Bearer token that callers must send.")
+    ] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH: weights on disk to use instead of the hub's.")
+    ] = None,
+) -> None:
+    """Start a real BentoML server; it is ready once every reward's weights are loaded."""
+    from rewardzoo.services.config import ServeConfig
+    from rewardzoo.services.launch import serve as run
+
+    settings = {"token": token} if token else {}
+    run(
+        ServeConfig(rewards=rewards, device=device, weights=parse_weights(weights), **settings),
+        host=host,
+        port=port,
+    )
+
+
+def parse_weights(options: list[str] | None) -> dict[str, Path]:
+    """Read `NAME=PATH` options.
+
+    Raises:
+        typer.BadParameter: one has no `=`.
+    """
+    pairs = [option.partition("=") for option in options or []]
+    for name, sign, path in pairs:
+        if not (name and sign and path):
+            raise typer.BadParameter(f"--weights takes NAME=PATH, got {name + sign + path!r}")
+    return {name: Path(path) for name, _, path in pairs}

@@ -1,0 +1,19 @@
+"""The rewards behind BentoML.
+
+`bentoml serve rewardzoo.services:Zoo --host 127.0.0.1` hosts what `REWARDZOO_*` say, see
+`ServeConfig`; `HPS` and `ImageReward` have a default of their own.
+"""
+
+from rewardzoo.errors import require
+
+require("bentoml", extra="serve")
+require("pydantic_settings", extra="serve")
+
+from rewardzoo.services.config import ServeConfig  # noqa: E402
+from rewardzoo.services.service import make_service  # noqa: E402
+
+HPS = make_service("HPS", ["hpsv2:v2.1"])
+ImageReward = make_service("ImageReward", ["imagereward:v1.0"])
+Zoo = make_service("Zoo")
+
+__all__ = ["HPS", "ImageReward", "ServeConfig", "Zoo", "make_service"]

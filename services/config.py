@@ -1,0 +1,65 @@
+"""What a server is told: which rewards it hosts, where, and within which limits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MAX_TIMEOUT = 3600.0
+
+
+class ServeConfig(BaseSettings):
+    """The settings of one server, from arguments or from `REWARDZOO_*` in the environment.
+
+    `REWARDZOO_REWARDS` is a list with commas, `REWARDZOO_WEIGHTS` a JSON object of names and paths.
+    The environment is read when a config is made, never at import.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="REWARDZOO_", frozen=True)
+
+    rewards: Annotated[list[str], NoDecode] = []
+    """Names of rewards, `name` or `name:variant`; empty means the service's own default."""
+    device: str = "auto"
+    """A torch device, or "auto" for the GPU where there is one."""
+    token: Annotated[SecretStr, Field(min_length=1)] | None = None
+    """What callers must send as `Authorization: Bearer …`; None lets everyone in."""
+    weights: dict[str, Path] = {}
+    """Checkpoints to use instead of the hub's, by reward name."""
+    max_queue: int = Field(default=8192, gt=0)
+    """Items that may wait for a reward; a request beyond that is refused with 503."""
+    max_body_mb: int = Field(default=256, gt=0)
+    """Largest request body in MiB, before and after decompression."""
+    timeout: float = Field(default=60.0, gt=0, lt=MAX_TIMEOUT)
+    """Seconds from a request's first byte to its scores; then it is answered with 504."""
+    window_ms: float = Field(default=2.0, ge=0, le=1000)
+    """How long a batch that is not full waits for company."""
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return (
+            [name.strip() for name in value.split(",") if name.strip()]
+            if isinstance(value, str)
+            else value
+        )
+
+    @property
+    def max_body(self) -> int:
+        """`max_body_mb` in bytes."""
+        return self.max_body_mb * 2**20
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables from which another process reads this very config."""
+        fields = self.model_dump(mode="json", exclude={"token", "rewards", "weights"})
+        values = {name: str(value) for name, value in fields.items()}
+        values["rewards"] = ",".join(self.rewards)
+        values["weights"] = json.dumps(
+            {name: str(path.resolve()) for name, path in self.weights.items()}
+        )
+        if self.token is not None:
+            values["token"] = self.token.get_secret_value()
+        return {f"REWARDZOO_{name.upper()}": value for name, value in values.items()}

@@ -1,0 +1,150 @@
+"""One HTTP exchange of any endpoint: a bounded body in, every failure out as `{"error": …}`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+import zlib
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from rewardzoo.clients.wire import WireError
+from rewardzoo.errors import (
+    DeadlineError,
+    NotServedError,
+    OverloadedError,
+    RequestError,
+    TooLargeError,
+    UnavailableError,
+)
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_STATUS: dict[type[Exception], int] = {
+    NotServedError: 404,
+    TooLargeError: 413,
+    RequestError: 400,
+    WireError: 400,
+    DeadlineError: 504,
+    OverloadedError: 503,
+    UnavailableError: 503,
+}
+
+
+class Deadline:
+    """The end of the time that an exchange may take."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds until then, at least 0."""
+        return max(0.0, self._end - time.monotonic())
+
+
+async def answer(work: Awaitable[Response]) -> Response:
+    """Return the response of `work`, or the one that its exception means."""
+    try:
+        return await work
+    except tuple(_STATUS) as error:
+        status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
+        wait = getattr(error, "retry_after", None)
+        headers = None if wait is None else {"Retry-After": str(math.ceil(wait))}
+        return JSONResponse({"error": str(error)}, status, headers)
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody reads it; access logs know the number from nginx
+    except Exception:
+        request_id = uuid.uuid4().hex[:12]
+        logger.exception("request %s failed", request_id)
+        return JSONResponse(
+            {"error": f"internal error, request id {request_id}: see the server's log"}, 500
+        )
+
+
+async def read_body(request: Request, limit: int, deadline: Deadline) -> bytearray | bytes:
+    """Read the body, decompressed where it is gzip or deflate.
+
+    It goes into one buffer of the declared length: `Request.body` keeps every chunk and joins them,
+    which costs three times as much on bodies of many megabytes.
+
+    Raises:
+        TooLargeError: over `limit` bytes, as sent or decompressed.
+        DeadlineError: not all of it came in time.
+        RequestError: a broken or unknown compression.
+    """
+    declared = int(request.headers.get("content-length", 0))
+    _check_size(declared, limit)
+    body = bytearray(declared)
+    at = 0
+    try:
+        async with asyncio.timeout(deadline.left):
+            async for chunk in request.stream():
+                _check_size(at + len(chunk), limit)
+                body[at : at + len(chunk)] = chunk  # grows the buffer where no length was declared
+                at += len(chunk)
+    except TimeoutError:
+        raise DeadlineError(f"only {at} bytes of the body had come when the time was up") from None
+    del body[at:]
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding == "identity":
+        return body
+    if encoding not in ("gzip", "deflate"):
+        raise RequestError(
+            f"Content-Encoding {encoding!r:.40} is not known here: use gzip or deflate"
+        )
+    return await asyncio.to_thread(_inflate, body, limit)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`, which is cancelled when the client hangs up.
+
+    The request's body must have been read.
+
+    Raises:
+        ClientDisconnect: it hung up.
+    """
+    task = asyncio.create_task(work)
+    hangup = asyncio.create_task(_hangup(request))
+    try:
+        await asyncio.wait({task, hangup}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        hangup.cancel()
+
+
+async def _hangup(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise TooLargeError(
+            f"the body has {size:,} bytes or more, the limit is {limit:,}: "
+            "send fewer images at once, or raise max_body_mb on the server"
+        )
+
+
+def _inflate(body: bytearray, limit: int) -> bytes:
+    inflater = zlib.decompressobj(
+        wbits=zlib.MAX_WBITS | 32
+    )  # | 32: gzip or zlib, told by its header
+    try:
+        plain = inflater.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise RequestError(f"the compressed body is damaged: {error}") from error
+    _check_size(len(plain), limit)
+    if not inflater.eof or inflater.unused_data:
+        raise RequestError("the compressed body is cut short or has bytes behind its end")
+    return plain

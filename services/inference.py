@@ -1,0 +1,150 @@
+"""The Open Inference Protocol's messages in terms of rewards: metadata, items, outcomes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rewardzoo.clients import wire
+from rewardzoo.clients.wire import Chunk, Message, Tensor, WireError
+from rewardzoo.errors import ItemError
+from rewardzoo.services.batcher import Item, Outcome
+
+if TYPE_CHECKING:
+    from rewardzoo.rewards import RewardModel
+
+VERSION = "1"
+
+
+def metadata(model: RewardModel) -> dict[str, Any]:
+    """Return the model metadata of the protocol, with what is known of the reward as parameters."""
+    spec = model.spec
+    low, high = spec.score_range
+    return {
+        "name": model.name,
+        "versions": [VERSION],
+        "platform": "rewardzoo",
+        "inputs": [
+            {
+                "name": wire.IMAGES,
+                "datatype": "UINT8",
+                "shape": [-1, -1, -1, 3],
+                "parameters": {"also": "BYTES [-1]: encoded PNG, JPEG or WebP files"},
+            },
+            {"name": wire.PROMPTS, "datatype": "BYTES", "shape": [-1]},
+            {
+                "name": wire.METADATA,
+                "datatype": "BYTES",
+                "shape": [-1],
+                "parameters": {"optional": True},
+            },
+        ],
+        "outputs": [
+            {"name": wire.SCORES, "datatype": "FP32", "shape": [-1]},
+            {"name": wire.ERRORS, "datatype": "BYTES", "shape": [-1]},
+        ],
+        "parameters": {
+            **model.provenance(),
+            "title": spec.title,
+            "paper": spec.paper,
+            "weights_license": model.variant.weights_license,
+            "score_low": low,
+            "score_high": high,
+            "higher_is_better": spec.higher_is_better,
+            "max_batch": spec.max_batch,
+        },
+    }
+
+
+def read_items(message: Message) -> list[Item | ItemError]:
+    """Return what a request asks to be scored; an item that cannot be is an error in its place.
+
+    Raises:
+        WireError: a tensor is missing, unknown, or of the wrong datatype or shape.
+    """
+    tensors = message.tensors
+    known = (wire.IMAGES, wire.PROMPTS, wire.METADATA)
+    if unknown := sorted(tensors.keys() - set(known)):
+        raise WireError(f"there is no input {unknown[0]!r:.60}, there are: {', '.join(known)}")
+    for name in known[:2]:
+        if name not in tensors:
+            raise WireError(f"input {name!r} is missing")
+    prompts = _texts(tensors[wire.PROMPTS], wire.PROMPTS)
+    images = _images(tensors[wire.IMAGES])
+    none = wire.bytes_tensor([b""] * len(prompts))
+    extras = _texts(tensors.get(wire.METADATA, none), wire.METADATA)
+    for name, tensor in ((wire.IMAGES, images), (wire.METADATA, extras)):
+        if len(tensor) != len(prompts):
+            raise WireError(
+                f"{name!r} has {len(tensor)} items, {wire.PROMPTS!r} {len(prompts)}: give one each"
+            )
+    return [_item(*parts) for parts in zip(images, prompts, extras, strict=True)]
+
+
+def write_answer(
+    message: Message, model: RewardModel, outcomes: Sequence[Outcome]
+) -> tuple[list[Chunk], int | None]:
+    """Return the body of the answer and the length of its JSON, None when all of it is JSON.
+
+    Raises:
+        WireError: the request asks for an output that does not exist.
+    """
+    wanted = wire.requested_outputs(message.header, (wire.SCORES, wire.ERRORS))
+    failed = [isinstance(outcome, ItemError) for outcome in outcomes]
+    tensors = {
+        wire.SCORES: np.array(
+            [math.nan if isinstance(o, ItemError) else o for o in outcomes], dtype=np.float32
+        ),
+        wire.ERRORS: wire.bytes_tensor(
+            [str(o) if bad else "" for o, bad in zip(outcomes, failed, strict=True)]
+        ),
+    }
+    header = {
+        "model_name": model.name,
+        "model_version": VERSION,
+        **({"id": message.header["id"]} if "id" in message.header else {}),
+        "parameters": model.provenance(),
+    }
+    binary = [name for name, is_binary in wanted.items() if is_binary]
+    body, length = wire.encode(
+        header, {name: tensors[name] for name in wanted}, key="outputs", binary=binary
+    )
+    return body, length if binary else None
+
+
+def _images(tensor: Tensor) -> Tensor:
+    if tensor.dtype == object:
+        return wire.per_item(tensor, wire.IMAGES)
+    if tensor.dtype != np.uint8 or tensor.ndim != 4 or tensor.shape[3] != 3:
+        raise WireError(
+            f"input {wire.IMAGES!r} must be UINT8 [N,H,W,3], or BYTES [N] of encoded files; "
+            f"got {tensor.dtype} {list(tensor.shape)}"
+        )
+    return tensor
+
+
+def _texts(tensor: Tensor, name: str) -> Tensor:
+    if tensor.dtype != object:
+        raise WireError(f"input {name!r} must be BYTES, got {tensor.dtype}")
+    return wire.per_item(tensor, name)
+
+
+def _item(image: Any, prompt: bytes, extra: bytes) -> Item | ItemError:
+    try:
+        return Item(image, wire.decode_prompt(prompt), _read_metadata(extra))
+    except ItemError as error:
+        return error
+
+
+def _read_metadata(raw: bytes) -> Mapping[str, Any]:
+    try:
+        value = json.loads(raw or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise ItemError(f"the metadata is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ItemError(f"the metadata must be a JSON object, got {type(value).__name__}")
+    return value

@@ -1,0 +1,85 @@
+"""The factory of BentoML services: every one hosts some rewards behind the same routes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import bentoml
+from starlette.responses import Response
+
+from rewardzoo.services.config import MAX_TIMEOUT, ServeConfig
+from rewardzoo.services.exchange import answer
+from rewardzoo.services.form import ScoreForm, ScoreReply, score_form
+from rewardzoo.services.gate import Gate
+from rewardzoo.services.routes import make_app
+
+if TYPE_CHECKING:
+    from rewardzoo.services.host import Load
+
+logger = logging.getLogger(__name__)
+
+
+def make_service(
+    name: str, rewards: Sequence[str] = (), *, load: Load | None = None
+) -> bentoml.Service[Any]:
+    """Return a BentoML service that hosts the rewards of its `ServeConfig`, or else `rewards`.
+
+    The config is read and weights are loaded when BentoML makes the service's instance, and it is
+    ready only after that. `load` is for tests; it stands in for `rewardzoo.rewards.load`.
+    """
+    app = make_app()
+
+    class Rewards:
+        """Scores image-prompt pairs: Open Inference Protocol under /v2, a form at /score."""
+
+        def __init__(self) -> None:
+            # Here, because BentoML's supervisor imports this module too and has no use for torch.
+            from rewardzoo.rewards import load as load_reward
+            from rewardzoo.services.host import Host
+
+            try:
+                self.host = app.state.host = Host.load(ServeConfig(), rewards, load or load_reward)
+            except Exception as error:
+                _give_up(error)
+                raise
+
+        @bentoml.on_startup  # type: ignore[untyped-decorator]
+        async def start(self) -> None:
+            await self.host.start()
+
+        @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+        async def stop(self) -> None:
+            await self.host.stop()
+
+        @bentoml.api(input_spec=ScoreForm, output_spec=ScoreReply)  # type: ignore[untyped-decorator]
+        async def score(self, ctx: bentoml.Context, **_: Any) -> Response:
+            """Score images against prompts, one score a pair.
+
+            curl -F images=@a.png -F images=@b.png -F 'prompts=["a cat", "a dog"]' \\
+                -F reward=hpsv2:mini http://127.0.0.1:3000/score
+            """
+            response = await answer(score_form(ctx.request, self.host))
+            # BentoML puts the context's status over the response's own.
+            ctx.response.status_code = response.status_code
+            return response
+
+    # One process a device: BentoML's workers do not balance, and each would hold the weights again.
+    # The time limit that counts is the config's; BentoML's is fixed at import and hence far behind.
+    # Without a host BentoML would listen to every network.
+    service = bentoml.service(
+        name=name, workers=1, traffic={"timeout": MAX_TIMEOUT}, http={"host": "127.0.0.1"}
+    )(Rewards)
+    service.mount_asgi_app(app)
+    service.add_asgi_middleware(Gate, state=app.state)
+    return service
+
+
+def _give_up(error: Exception) -> None:
+    """End the whole server: BentoML's supervisor would start the failing worker for ever."""
+    logger.critical("cannot serve: %s", error)
+    if bentoml.server_context.worker_index is not None:  # else this is not a worker of a supervisor
+        os.kill(os.getppid(), signal.SIGTERM)

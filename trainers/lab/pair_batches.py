@@ -1,0 +1,96 @@
+"""Batches of scene pairs for training, with what is where in each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from rewardzoo.trainers.lab.pairs import corrupt
+from rewardzoo.trainers.lab.prompts import prompt_of
+from rewardzoo.trainers.lab.render import Placed, draw, place
+from rewardzoo.trainers.lab.scene import COLORS, HELD_OUT, SHAPES, Scene, sample_scene
+
+KINDS = [(color, shape) for color in COLORS for shape in SHAPES]
+"""What an object can be; its place here is its class."""
+
+ImageBatch = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P pairs of scenes one attribute apart; rows p and P + p of everything are a pair.
+
+    `images` uint8 (2P, S, S, 3); `counts` (2P, K) objects of each kind; `centers` (2P, K, 2) their mean
+    place in [0, 1], NaN where there are none; `cells` (2P, G * G) the kind seen at the middle of each
+    cell of a G x G grid, K where there is none.
+    """
+
+    images: ImageBatch
+    prompts: list[str]
+    counts: Tensor
+    centers: Tensor
+    cells: Tensor
+
+
+class PairStream(IterableDataset[Pairs]):
+    """In-domain pairs without end; neither scene of a pair has a combination kept for out-of-domain."""
+
+    def __init__(self, pairs: int, seed: int, size: int, grid: int) -> None:
+        self.pairs = pairs
+        self.seed = seed
+        self.size = size
+        self.grid = grid
+
+    def __iter__(self) -> Iterator[Pairs]:
+        rng = np.random.default_rng(self.seed)
+        while True:
+            pairs = [_draw_pair(rng) for _ in range(self.pairs)]
+            scenes = [pair[side] for side in (0, 1) for pair in pairs]
+            placed = [place(scene, rng) for scene in scenes]
+            yield Pairs(
+                np.stack([draw(objects, rng, self.size) for objects in placed]),
+                [prompt_of(scene, "compositional", rng) for scene in scenes],
+                torch.stack([_counts(objects) for objects in placed]),
+                torch.stack([_centers(objects) for objects in placed]),
+                torch.stack([_cells(objects, self.grid) for objects in placed]),
+            )
+
+
+def _draw_pair(rng: np.random.Generator) -> tuple[Scene, Scene]:
+    while True:
+        scene = sample_scene(rng, "in_domain")
+        other = corrupt(scene, rng)
+        if not HELD_OUT.intersection(other.combinations):
+            return scene, other
+
+
+def _kind(item: Placed) -> int:
+    return KINDS.index((item.color, item.shape))
+
+
+def _counts(objects: Sequence[Placed]) -> Tensor:
+    return torch.bincount(torch.tensor([_kind(o) for o in objects]), minlength=len(KINDS))
+
+
+def _centers(objects: Sequence[Placed]) -> Tensor:
+    total = torch.zeros(len(KINDS), 2)
+    for item in objects:
+        total[_kind(item)] += torch.tensor([item.x, item.y])
+    return total / _counts(objects)[:, None]
+
+
+def _cells(objects: Sequence[Placed], grid: int) -> Tensor:
+    """A cell shows the object that its middle, give or take a little, lies in."""
+    middle = (torch.arange(grid) + 0.5) / grid
+    cells = torch.full((grid, grid), len(KINDS))
+    for item in objects:
+        near = item.radius + 0.25 / grid
+        inside = ((middle - item.y).abs() < near)[:, None] & ((middle - item.x).abs() < near)[None, :]
+        cells[inside] = _kind(item)
+    return cells.flatten()

@@ -1,0 +1,284 @@
+"""Train the mini rewards that ship in the package: `python -m rewardzoo.trainers.lab.train_minis`.
+
+Each is trained as its big sister was, at a size for two CPU cores. HPS is a contrastive image-text model,
+then tuned on preference pairs (arXiv 2306.09341, eq. 1); ImageReward learns to rank pairs under a prompt
+(arXiv 2304.05977, eq. 1). A pair here is two scenes one attribute apart, each with its prompt and picture:
+each picture is the better one under its own prompt, so every pair teaches both ways round.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+import typer
+from rich.progress import track
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import rewardzoo.rewards
+from rewardzoo.rewards import hpsv2, imagereward
+from rewardzoo.rewards._images import CLIP_MEAN, CLIP_STD
+from rewardzoo.trainers.lab import VOCABULARY, triples
+from rewardzoo.trainers.lab.pair_batches import KINDS, ImageBatch, Pairs, PairStream
+from rewardzoo.trainers.lab.scene import MAX_COUNT
+
+SIZE = 64
+GRID = 8  # patches a side, in both minis
+PROBE_UNTIL = 0.5  # of the training
+OUT = Path(rewardzoo.rewards.__file__).parent / "minis"
+
+
+class SceneProbe(nn.Module):
+    """Reads off an image encoder what is where, so that it learns to see before it learns to judge.
+
+    Stands in for the pre-training on billions of pictures that the big models start from. It is trained with
+    the encoder through the first half and thrown away. `cells` reads the patches, `scene` the pooled image.
+    """
+
+    def __init__(self, patch_width: int, pooled_width: int) -> None:
+        super().__init__()
+        self.cells = nn.Linear(patch_width, len(KINDS) + 1)
+        self.counts = nn.Linear(pooled_width, len(KINDS) * (MAX_COUNT + 1))
+        self.centers = nn.Linear(pooled_width, len(KINDS) * 2)
+
+    def loss(self, patches: Tensor, pooled: Tensor, batch: Pairs) -> Tensor:
+        """Cross-entropy of cells and counts, squared error of places: patches (B, G*G, D), pooled (B, E)."""
+        cells = F.cross_entropy(self.cells(patches).flatten(0, 1), batch.cells.flatten())
+        counts = F.cross_entropy(
+            self.counts(pooled).view(-1, MAX_COUNT + 1), batch.counts.flatten(), reduction="sum"
+        )
+        there = batch.counts > 0
+        places = self.centers(pooled).view(*there.shape, 2)[there] - batch.centers[there]
+        return cells + counts / there.sum() + 10 * places.square().sum(-1).mean()
+
+
+def to_pixels(images: ImageBatch) -> Tensor:
+    """Normalise uint8 (N, S, S, 3) as the rewards do: float32 (N, 3, S, S)."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255)
+    return (pixels - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
+
+
+def right_share(scores: Tensor) -> float:
+    """Share of the prompts in (P, 2, 2) scores [prompt, picture] that score their own picture higher."""
+    own = scores.diagonal(dim1=1, dim2=2)
+    return (own > scores.flip(2).diagonal(dim1=1, dim2=2)).float().mean().item()
+
+
+def prefer_own(scores: Tensor) -> Tensor:
+    """Ranking loss of (P, 2, 2) scores [prompt, picture]: each prompt its picture, each picture its prompt."""
+    own = scores.diagonal(dim1=1, dim2=2)  # (P, 2)
+    other_picture = scores.flip(2).diagonal(dim1=1, dim2=2)
+    other_prompt = scores.flip(1).diagonal(dim1=1, dim2=2)
+    return (F.softplus(other_picture - own) + F.softplus(other_prompt - own)).mean()
+
+
+def hps_loss(
+    net: Any, tokenize: Callable[[list[str]], Tensor], probe: SceneProbe, batch: Pairs, progress: float
+) -> tuple[Tensor, float]:
+    """Contrastive over the batch; in the last fifth on preference pairs alone."""
+    pooled, patches = net.visual(to_pixels(batch.images))
+    images = F.normalize(pooled, dim=-1)
+    prompts = net.encode_text(tokenize(batch.prompts), normalize=True)
+    logits = net.logit_scale.exp().clamp(max=100) * prompts @ images.T  # (2P, 2P)
+    half = len(logits) // 2
+    pair = torch.arange(half)[:, None] + torch.tensor([0, half])  # (P, 2)
+    scores = logits[pair[:, :, None], pair[:, None, :]]
+    preference, right = prefer_own(scores), right_share(scores)
+    if progress > 0.8:
+        return preference, right
+    same = torch.tensor([[a == b for b in batch.prompts] for a in batch.prompts])
+    logits = logits.masked_fill(same & ~torch.eye(len(logits), dtype=torch.bool), -math.inf)
+    target = torch.arange(len(logits))
+    contrastive = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    loss = contrastive + preference
+    if progress < PROBE_UNTIL:
+        loss = loss + probe.loss(patches, pooled, batch)
+    return loss, right
+
+
+def imagereward_loss(
+    net: imagereward.RankedBlip,
+    encode: Callable[[list[str]], dict[str, Tensor]],
+    probe: SceneProbe,
+    batch: Pairs,
+    progress: float,
+) -> tuple[Tensor, float]:
+    """Rank the pairs' pictures under each prompt, at first a stranger's picture below both too."""
+    patches = net.vision_model(to_pixels(batch.images)).last_hidden_state  # (2P, 1 + G * G, D)
+    text = encode(batch.prompts)
+    total = len(patches)
+    half = total // 2
+    own = torch.arange(total)
+    other, stranger = own.roll(half), own.roll(1)
+    learning_to_see = progress < PROBE_UNTIL
+    columns = [own, other, stranger] if learning_to_see else [own, other]
+    picture = torch.cat(columns)
+    repeated = {key: tensor.repeat(len(columns), 1) for key, tensor in text.items()}
+    scores = net.score_patches(patches[picture], **repeated).view(len(columns), total)
+    grid = torch.stack(  # (P, 2, 2): prompt p with picture p and its partner, then the partner's prompt
+        [
+            torch.stack([scores[0, :half], scores[1, :half]], -1),
+            torch.stack([scores[1, half:], scores[0, half:]], -1),
+        ],
+        1,
+    )
+    loss = prefer_own(grid)
+    if learning_to_see:
+        loss = loss + F.softplus(scores[2] - scores[0]).mean() + probe.loss(patches[:, 1:], patches[:, 0], batch)
+    return loss, right_share(grid)
+
+
+def train(
+    net: nn.Module,
+    probe: SceneProbe,
+    loss_of: Callable[[Pairs, float], tuple[Tensor, float]],
+    *,
+    steps: int,
+    pairs: int,
+    seed: int,
+    lr: float = 1e-3,
+) -> None:
+    """Run AdamW with warm-up and cosine decay over a stream of pairs, each of which is seen once."""
+    data = PairStream(pairs, seed, SIZE, GRID)
+    stream = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4))
+    learned = [*net.parameters(), *probe.parameters()]
+    optimizer = torch.optim.AdamW(learned, lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda k: min((k + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * k / steps))
+    )
+    net.train().requires_grad_(True)
+    won, started = 0.5, time.monotonic()
+    for step in track(range(steps), description="training"):
+        loss, right = loss_of(next(stream), step / steps)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        schedule.step()
+        won += 0.02 * (right - won)
+        if step % 100 == 99:
+            seconds = time.monotonic() - started
+            print(
+                f"step {step + 1}: loss {loss.item():.3f}, right {won:.3f}, {seconds:.0f} s",
+                flush=True,
+            )
+    net.eval()
+
+
+def preference_accuracy(
+    model: rewardzoo.rewards.RewardModel, n: int, seed: int
+) -> dict[str, float]:
+    """Share of unseen in-domain triples whose right picture scores higher, by what is wrong and overall."""
+    held = list(triples(n, seed, size=SIZE))
+    prompts = [t.prompt for t in held]
+    right = model.score([t.right for t in held], prompts)
+    wrong = model.score([t.wrong for t in held], prompts)
+    kinds = np.array([t.category for t in held])
+    won = np.array(right) > np.array(wrong)
+    shares = {str(kind): float(won[kinds == kind].mean()) for kind in sorted(set(kinds))}
+    return {**shares, "overall": float(won.mean())}
+
+
+def write_clip_tokenizer(path: Path, length: int) -> int:
+    """Write a word tokenizer in CLIP's form, the end token having the highest id; return the vocabulary's size."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    words = ["<pad>", "<unk>", "<start>", *VOCABULARY, "<end>"]
+    ids = {word: i for i, word in enumerate(words)}
+    own = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    own.normalizer = normalizers.Lowercase()
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    own.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>",
+        special_tokens=[(word, ids[word]) for word in ("<start>", "<end>")],
+    )
+    own.enable_truncation(length)
+    own.enable_padding(length=length, pad_id=0, pad_token="<pad>")
+    own.save(str(path))
+    return len(words)
+
+
+def write_bert_vocabulary(path: Path) -> int:
+    """Write a word-piece vocabulary of the lab's words; return its size."""
+    words: Sequence[str] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *VOCABULARY]
+    path.write_text("\n".join(words) + "\n")
+    return len(words)
+
+
+def train_hpsv2(out: Path, steps: int, pairs: int, seed: int) -> None:
+    """Train and write `hpsv2:mini`."""
+    config = hpsv2.MINI_CONFIG
+    vocabulary = write_clip_tokenizer(out / "tokenizer.json", config["text_cfg"]["context_length"])
+    if vocabulary != config["text_cfg"]["vocab_size"]:
+        raise ValueError(
+            f"hpsv2.MINI_CONFIG has vocab_size {config['text_cfg']['vocab_size']}, needs {vocabulary}"
+        )
+    net, tokenize = hpsv2.build(config), hpsv2.tokenizer(out / "tokenizer.json")
+    net.visual.output_tokens = True
+    probe = SceneProbe(config["vision_cfg"]["width"], config["embed_dim"])
+    loss = partial(hps_loss, net, tokenize, probe)
+    train(net, probe, loss, steps=steps, pairs=pairs, seed=seed)
+    save_file(net.state_dict(), out / "model.safetensors")
+
+
+def train_imagereward(out: Path, steps: int, pairs: int, seed: int) -> None:
+    """Train and write `imagereward:mini`."""
+    vocabulary = write_bert_vocabulary(out / "vocab.txt")
+    if vocabulary != imagereward.MINI_CONFIG["text"]["vocab_size"]:
+        raise ValueError(f"imagereward.MINI_CONFIG needs vocab_size {vocabulary}")
+    net = imagereward.RankedBlip(imagereward.MINI_CONFIG)
+    own = imagereward.tokenizer(out / "vocab.txt")
+
+    def encode(prompts: list[str]) -> dict[str, Tensor]:
+        encoded = own.encode_batch(prompts)
+        return {
+            "input_ids": torch.tensor([e.ids for e in encoded]),
+            "attention_mask": torch.tensor([e.attention_mask for e in encoded]),
+        }
+
+    width = imagereward.MINI_CONFIG["vision"]["hidden_size"]
+    probe = SceneProbe(width, width)
+    loss = partial(imagereward_loss, net, encode, probe)
+    train(net, probe, loss, steps=steps, pairs=pairs, seed=seed)
+    save_file(net.state_dict(), out / "model.safetensors")
+
+
+TRAINERS = {"hpsv2": train_hpsv2, "imagereward": train_imagereward}
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="Which minis; all by default.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write to, one folder a reward.")] = OUT,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 3000,
+    pairs: Annotated[int, typer.Option(help="Pairs in a batch.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and the scenes.")] = 0,
+) -> None:
+    """Train the mini rewards and print how often each prefers the right picture."""
+    for name in names or TRAINERS:
+        if name not in TRAINERS:
+            raise typer.BadParameter(f"no mini {name!r}: there are {', '.join(TRAINERS)}")
+        torch.manual_seed(seed)
+        folder = out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        TRAINERS[name](folder, steps, pairs, seed)
+        model = rewardzoo.rewards.load(f"{name}:mini", device="cpu", weights=folder)
+        print(
+            name,
+            {
+                k: round(v, 3)
+                for k, v in preference_accuracy(model, 1000, seed=10_000 + seed).items()
+            },
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)
