@@ -103,9 +103,7 @@ class HTTPTransport:
         if model not in self._columns:
             metadata = self._json("GET", _path(model), deadline, dict)
             self._columns[model] = frozenset(
-                tensor["name"]
-                for tensor in metadata.get("inputs", [])
-                if len(tensor.get("shape", [])) == 2
+                tensor["name"] for tensor in metadata.get("inputs", []) if len(tensor.get("shape", [])) == 2
             )
         return self._columns[model]
 
@@ -133,9 +131,7 @@ class HTTPTransport:
             raise DeadlineError(f"no time left for {method} {path}")
         timeout = httpx.Timeout(left, connect=min(left, _CONNECT_TIMEOUT))
         try:
-            answer = self._http.request(
-                method, path, headers=headers, content=content, timeout=timeout
-            )
+            answer = self._http.request(method, path, headers=headers, content=content, timeout=timeout)
         except httpx.ReadTimeout as error:
             raise DeadlineError(f"no answer to {method} {error.request.url}") from error
         except httpx.LocalProtocolError as error:
@@ -220,8 +216,7 @@ def _reply(answer: httpx.Response, count: int) -> Reply:
         raise RequestError(f"{answer.url} answered with a malformed message: {error}") from error
     if len(scores) != count or len(errors) not in (0, count):
         raise RequestError(
-            f"{answer.url} answered with {len(scores)} scores and {len(errors)} errors "
-            f"for {count} items"
+            f"{answer.url} answered with {len(scores)} scores and {len(errors)} errors for {count} items"
         )
     texts = {i: raw.decode(errors="replace") for i, raw in enumerate(errors) if raw}
     return Reply(scores, texts, message.parameters)

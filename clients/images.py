@@ -155,9 +155,7 @@ def _from_pil(image: Image.Image) -> Pixels:
         return np.asarray(image.convert("RGB"))
     # A lazily opened file is only read here, and may be damaged in any way.
     except Exception as error:
-        raise ItemError(
-            f"the PIL image ({image.mode}, {image.size}) has no pixels: {error}"
-        ) from error
+        raise ItemError(f"the PIL image ({image.mode}, {image.size}) has no pixels: {error}") from error
 
 
 def _from_tensor(tensor: TorchTensor) -> Pixels:
@@ -201,8 +199,6 @@ def _from_floats(array: NDArray[Any]) -> Pixels:
         if low >= 0:
             hint = "divide by 255" if high <= 255 else "scale them"
         else:
-            hint = (
-                "map [-1, 1] with (x + 1) / 2" if low >= -1 and high <= 1 else "scale or clamp them"
-            )
+            hint = "map [-1, 1] with (x + 1) / 2" if low >= -1 and high <= 1 else "scale or clamp them"
         raise ItemError(f"float pixels must be in [0, 1], got {low:.4g}..{high:.4g}: {hint}")
     return np.rint(array.clip(0, 1).astype(np.float32) * 255).astype(np.uint8)

@@ -37,9 +37,7 @@ class Scorer:
 
     def __init__(self, transport: Transport, *, timeout: float, max_in_flight: int) -> None:
         if not timeout > 0 or max_in_flight < 1:
-            raise ValueError(
-                f"timeout must be > 0 and max_in_flight >= 1, got {timeout} and {max_in_flight}"
-            )
+            raise ValueError(f"timeout must be > 0 and max_in_flight >= 1, got {timeout} and {max_in_flight}")
         self._transport = transport
         self._timeout = timeout
         self._max_in_flight = max_in_flight
@@ -111,9 +109,7 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(
-        self, parts: Iterator[Part], model: str, deadline: float
-    ) -> Iterator[tuple[Part, Reply]]:
+    def _run(self, parts: Iterator[Part], model: str, deadline: float) -> Iterator[tuple[Part, Reply]]:
         """Send parts as slots become free, so that no more of them than that are in memory.
 
         After a failure no more are sent, and it is raised when those in flight have ended.

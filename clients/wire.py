@@ -154,9 +154,7 @@ def requested_outputs(header: Mapping[str, Any], available: Sequence[str]) -> di
                 raise WireError(f"output {name!r}: {option!r} is not supported, leave it out")
         binary = parameters.get("binary_data", default)
         if not isinstance(binary, bool):
-            raise WireError(
-                f"output {name!r}: 'binary_data' must be true or false, got {binary!r:.40}"
-            )
+            raise WireError(f"output {name!r}: 'binary_data' must be true or false, got {binary!r:.40}")
         wanted[name] = binary
     return wanted
 

@@ -155,7 +155,7 @@ def _not_a_state_dict(path: Path, state: object) -> dict[str, Tensor]:
 
 @contextmanager
 def _ledger() -> Iterator[dict[str, str]]:
-    """Open the record of hashes under HF_HOME; what is added is written back. A lost write costs one hashing."""
+    """Open the record of hashes under HF_HOME; what is added is written back; a lost write is harmless."""
     path = Path(constants.HF_HOME) / "rewardzoo" / "sha256.json"
     try:
         known: dict[str, str] = json.loads(path.read_text())

@@ -23,10 +23,17 @@ _REVISION = "697403c78157020a1ae59d23f111aa58ced35b0a"
 _SHA256_V2_1 = "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837"
 _RECIPE = "hpsv2/antialias"  # torchvision >= 0.17 antialiases tensors as it resizes; older ones did not
 
-MINI_CONFIG = {
+MINI_CONFIG: Mapping[str, Any] = {
     "embed_dim": 128,
-    "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8},
-    "text_cfg": {"context_length": 36, "vocab_size": 46, "width": 96, "heads": 3, "layers": 3},
+    "vision_cfg": {
+        "image_size": 64,
+        "layers": 4,
+        "width": 128,
+        "head_width": 32,
+        "patch_size": 8,
+        "no_ln_pre": True,
+    },
+    "text_cfg": {"context_length": 32, "vocab_size": 46, "width": 96, "heads": 3, "layers": 3},
 }
 """open_clip's keys, as in its `model_configs/ViT-H-14.json`."""
 
@@ -105,11 +112,12 @@ def build(config: Mapping[str, Any]) -> torch.nn.Module:
     """Build open_clip's CLIP: ViT-H-14 where `config` is empty."""
     import open_clip
 
-    return open_clip.CLIP(**(config or open_clip.get_model_config("ViT-H-14")))
+    net: torch.nn.Module = open_clip.CLIP(**(config or open_clip.get_model_config("ViT-H-14")))
+    return net
 
 
 def tokenizer(file: Path | None) -> Callable[[list[str]], Tensor]:
-    """Return CLIP's own byte-pair tokenizer, or the one in `file` (a `tokenizers` JSON that pads and cuts)."""
+    """Return CLIP's own byte-pair tokenizer, or the one in `file`: a `tokenizers` JSON that pads and cuts."""
     import open_clip
     from tokenizers import Tokenizer
 

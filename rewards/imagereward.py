@@ -23,11 +23,14 @@ from rewardzoo.rewards._weights import load_strictly, read_checkpoint
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_MEAN, _STD = 0.16717362830052426, 1.0333394966054072  # of the raw head over upstream's training set
+_MEAN, _STD = (
+    0.16717362830052426,
+    1.0333394966054072,
+)  # of the raw head over upstream's training set
 _MAX_TOKENS = 35  # upstream cuts prompts here
 _RECIPE = "imagereward/v1.0"
 
-MINI_CONFIG = {
+MINI_CONFIG: Mapping[str, Any] = {
     "vision": {
         "hidden_size": 128,
         "intermediate_size": 512,
@@ -35,6 +38,7 @@ MINI_CONFIG = {
         "num_attention_heads": 4,
         "image_size": 64,
         "patch_size": 8,
+        "initializer_range": 0.09,  # BlipVisionConfig's own, 1e-10, is for loading weights only
     },
     "text": {
         "vocab_size": 46,
@@ -44,6 +48,9 @@ MINI_CONFIG = {
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "max_position_embeddings": 64,
+        "initializer_range": 0.06,
+        "bos_token_id": 2,
+        "sep_token_id": 3,
     },
 }
 """What the mini changes of the released architecture."""
@@ -64,7 +71,9 @@ class ImageReward(RewardModel):
                 recipe=_RECIPE,
                 files={
                     "checkpoint": HubFile(
-                        "THUDM/ImageReward", "ImageReward.pt", "5736be03b2652728fb87788c9797b0570450ab72"
+                        "THUDM/ImageReward",
+                        "ImageReward.pt",
+                        "5736be03b2652728fb87788c9797b0570450ab72",
                     ),
                     "vocabulary": HubFile(
                         "google-bert/bert-base-uncased",
@@ -91,6 +100,7 @@ class ImageReward(RewardModel):
     def __init__(self, variant: Variant, net: RankedBlip, tokenizer: Tokenizer) -> None:
         super().__init__(variant, net)
         self.tokenizer = tokenizer
+        self.image_size = net.image_size
 
     @classmethod
     def load(cls, variant: Variant, files: Mapping[str, Path]) -> Self:
@@ -101,8 +111,7 @@ class ImageReward(RewardModel):
 
     def prepare_image(self, image: Image.Image) -> Tensor:
         """Resize the shortest side, crop the centre, normalise: (3, S, S)."""
-        size = self.net.vision_model.config.image_size
-        return normalize(to_tensor(resize_shortest_and_crop(image, size)))
+        return normalize(to_tensor(resize_shortest_and_crop(image, self.image_size)))
 
     def prepare_text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Tokenise to 35 word pieces, cut or padded: input_ids and attention_mask (U, 35)."""
@@ -130,13 +139,14 @@ class RankedBlip(nn.Module):
         from transformers.models.blip.modeling_blip_text import BlipTextModel
 
         super().__init__()
+        self.image_size: int = config.get("vision", {}).get("image_size", 224)
         vision = BlipVisionConfig(
             **{
                 "hidden_size": 1024,
                 "intermediate_size": 4096,
                 "num_hidden_layers": 24,
                 "num_attention_heads": 16,
-                "image_size": 224,
+                "image_size": self.image_size,
                 "patch_size": 16,
                 "layer_norm_eps": 1e-6,  # timm's, not BlipVisionConfig's 1e-5
                 **config.get("vision", {}),
@@ -206,8 +216,14 @@ _RENAMES = (  # upstream's key -> ours
     (r"^blip\.visual_encoder\.pos_embed$", "vision_model.embeddings.position_embedding"),
     (r"^blip\.visual_encoder\.patch_embed\.proj\.", "vision_model.embeddings.patch_embedding."),
     (r"^blip\.visual_encoder\.norm\.", "vision_model.post_layernorm."),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.", r"vision_model.encoder.layers.\1.layer_norm\2."),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.", r"vision_model.encoder.layers.\1.self_attn.qkv."),
+    (
+        r"^blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.",
+        r"vision_model.encoder.layers.\1.layer_norm\2.",
+    ),
+    (
+        r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.",
+        r"vision_model.encoder.layers.\1.self_attn.qkv.",
+    ),
     (
         r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.",
         r"vision_model.encoder.layers.\1.self_attn.projection.",
@@ -233,9 +249,14 @@ def rename_upstream(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def tokenizer(vocabulary: Path) -> Tokenizer:
     """Return BERT's uncased word-piece tokenizer over `vocabulary`, set to upstream's 35 tokens."""
-    from tokenizers.implementations import BertWordPieceTokenizer
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    own = BertWordPieceTokenizer(str(vocabulary), lowercase=True)
+    own = Tokenizer(models.WordPiece.from_file(str(vocabulary), unk_token="[UNK]"))
+    own.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    own.normalizer = normalizers.BertNormalizer(lowercase=True)
+    own.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ids = own.get_vocab()
+    own.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
     own.enable_truncation(_MAX_TOKENS)
-    own.enable_padding(length=_MAX_TOKENS, pad_id=own.token_to_id("[PAD]"))
+    own.enable_padding(length=_MAX_TOKENS, pad_id=ids["[PAD]"], pad_token="[PAD]")
     return own

@@ -43,8 +43,8 @@ class _RepairingLoader(Loader):
         for name in [m for m in sys.modules if m.startswith("torchvision.")]:
             del sys.modules[name]
         for schema in _MISSING_OPERATORS:
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(schema)
+            library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+            library.define(schema)  # type: ignore[no-untyped-call]
             _libraries.append(library)
         sys.modules["torchvision"] = module
         self._loader.exec_module(module)

@@ -1,18 +1,18 @@
 """Every error that rewardzoo raises on purpose.
 
-    RewardZooError
-    ├── UnknownRewardError       no such reward, or a name that could mean several (also a LookupError)
-    ├── WeightsError             weights missing, unreadable or not what they should be
-    ├── ItemError                one image-prompt pair cannot be scored; its neighbours are not touched
-    ├── ItemsFailedError         some items of a call failed; carries every score that was reached
-    ├── RequestError             the server refused the request; repeating it cannot help
-    │   ├── UnauthorizedError    no token, or a wrong one (401)
-    │   ├── NotServedError       the server does not host that reward (404; also a LookupError)
-    │   └── TooLargeError        the body is over the server's limit (413)
-    └── UnavailableError         the server could not answer now; repeating is safe
-        ├── OverloadedError      its queue is full (429, 503)
-        └── DeadlineError        no answer within the time allowed (504, or the client's own clock)
-    MissingExtraError            an optional dependency is not installed (an ImportError)
+RewardZooError
+├── UnknownRewardError       no such reward, or a name that could mean several (also a LookupError)
+├── WeightsError             weights missing, unreadable or not what they should be
+├── ItemError                one image-prompt pair cannot be scored; its neighbours are not touched
+├── ItemsFailedError         some items of a call failed; carries every score that was reached
+├── RequestError             the server refused the request; repeating it cannot help
+│   ├── UnauthorizedError    no token, or a wrong one (401)
+│   ├── NotServedError       the server does not host that reward (404; also a LookupError)
+│   └── TooLargeError        the body is over the server's limit (413)
+└── UnavailableError         the server could not answer now; repeating is safe
+    ├── OverloadedError      its queue is full (429, 503)
+    └── DeadlineError        no answer within the time allowed (504, or the client's own clock)
+MissingExtraError            an optional dependency is not installed (an ImportError)
 """
 
 from __future__ import annotations

@@ -24,9 +24,7 @@ class Model(Protocol):
     def name(self) -> str:
         """The full name, `reward:variant`."""
 
-    def score_items(
-        self, images: Sequence[Any], prompts: Sequence[str]
-    ) -> Sequence[float | ItemError]:
+    def score_items(self, images: Sequence[Any], prompts: Sequence[str]) -> Sequence[float | ItemError]:
         """Score pairs; an error stands in its item's place."""
 
     def provenance(self) -> Mapping[str, Any]:
@@ -117,9 +115,7 @@ class _InProcess:
     def infer(self, model: str, part: Part, *, deadline: float) -> Reply:
         if model not in self._models:
             loaded = ", ".join(self._models)
-            raise UnknownRewardError(
-                f"the reward {model!r} is not loaded here, there are: {loaded}"
-            )
+            raise UnknownRewardError(f"the reward {model!r} is not loaded here, there are: {loaded}")
         images: list[Pixels] = []
         rows: list[int] = []
         errors: dict[int, str] = {}

@@ -215,9 +215,7 @@ class Batcher(Generic[Prepared]):
         loop = asyncio.get_running_loop()
         try:
             prepared = await loop.run_in_executor(self._preparers, self.prepare, items)
-            outcomes = await loop.run_in_executor(
-                self._device, self._run_wanted, prepared, requests
-            )
+            outcomes = await loop.run_in_executor(self._device, self._run_wanted, prepared, requests)
             if outcomes is None:
                 return [ItemError("its caller is gone")] * len(items)
             if len(outcomes) != len(items):

@@ -42,9 +42,7 @@ class ServeConfig(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return (
-            [name.strip() for name in value.split(",") if name.strip()]
-            if isinstance(value, str)
-            else value
+            [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
         )
 
     @property
@@ -57,9 +55,7 @@ class ServeConfig(BaseSettings):
         fields = self.model_dump(mode="json", exclude={"token", "rewards", "weights"})
         values = {name: str(value) for name, value in fields.items()}
         values["rewards"] = ",".join(self.rewards)
-        values["weights"] = json.dumps(
-            {name: str(path.resolve()) for name, path in self.weights.items()}
-        )
+        values["weights"] = json.dumps({name: str(path.resolve()) for name, path in self.weights.items()})
         if self.token is not None:
             values["token"] = self.token.get_secret_value()
         return {f"REWARDZOO_{name.upper()}": value for name, value in values.items()}

@@ -64,9 +64,7 @@ async def answer(work: Awaitable[Response]) -> Response:
     except Exception:
         request_id = uuid.uuid4().hex[:12]
         logger.exception("request %s failed", request_id)
-        return JSONResponse(
-            {"error": f"internal error, request id {request_id}: see the server's log"}, 500
-        )
+        return JSONResponse({"error": f"internal error, request id {request_id}: see the server's log"}, 500)
 
 
 async def read_body(request: Request, limit: int, deadline: Deadline) -> bytearray | bytes:
@@ -97,9 +95,7 @@ async def read_body(request: Request, limit: int, deadline: Deadline) -> bytearr
     if encoding == "identity":
         return body
     if encoding not in ("gzip", "deflate"):
-        raise RequestError(
-            f"Content-Encoding {encoding!r:.40} is not known here: use gzip or deflate"
-        )
+        raise RequestError(f"Content-Encoding {encoding!r:.40} is not known here: use gzip or deflate")
     return await asyncio.to_thread(_inflate, body, limit)
 
 
@@ -137,9 +133,7 @@ def _check_size(size: int, limit: int) -> None:
 
 
 def _inflate(body: bytearray, limit: int) -> bytes:
-    inflater = zlib.decompressobj(
-        wbits=zlib.MAX_WBITS | 32
-    )  # | 32: gzip or zlib, told by its header
+    inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # | 32: gzip or zlib, told by its header
     try:
         plain = inflater.decompress(body, limit + 1)
     except zlib.error as error:

@@ -69,9 +69,7 @@ async def score_form(request: Request, host: Host) -> Response:
     finally:
         await form.close()
     if len(images) != len(prompts):
-        raise RequestError(
-            f"{len(images)} images and {len(prompts)} prompts: send one prompt an image"
-        )
+        raise RequestError(f"{len(images)} images and {len(prompts)} prompts: send one prompt an image")
     items = [_item(*pair) for pair in zip(images, prompts, strict=True)]
     outcomes = await unless_gone(request, reward.score(items, deadline.left))
     return JSONResponse(
@@ -92,9 +90,7 @@ async def _parse(request: Request, body: bytes | bytearray) -> FormData:
         yield bytes(body)
 
     # The body's own limit is the one that counts, so none of the parser's may be met before.
-    parser = MultiPartParser(
-        request.headers, once(), max_files=_MAX_FILES, max_part_size=len(body) + 1
-    )
+    parser = MultiPartParser(request.headers, once(), max_files=_MAX_FILES, max_part_size=len(body) + 1)
     try:
         return await parser.parse()
     except MultiPartException as error:
@@ -104,9 +100,7 @@ async def _parse(request: Request, body: bytes | bytearray) -> FormData:
 async def _files(form: FormData, name: str) -> list[bytes]:
     values = form.getlist(name)
     if not all(isinstance(value, UploadFile) for value in values):
-        raise RequestError(
-            f"{name!r} must be files (curl -F {name}=@picture.png), never a URL or a path"
-        )
+        raise RequestError(f"{name!r} must be files (curl -F {name}=@picture.png), never a URL or a path")
     return [await value.read() for value in values if isinstance(value, UploadFile)]
 
 
@@ -124,9 +118,7 @@ def _prompts(text: str) -> list[str]:
     except (ValueError, RecursionError):
         prompts = None
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise RequestError(
-            f"'prompts' must be a JSON list of strings, e.g. [\"a cat\"], got {text!r:.80}"
-        )
+        raise RequestError(f"'prompts' must be a JSON list of strings, e.g. [\"a cat\"], got {text!r:.80}")
     return prompts
 
 

@@ -27,11 +27,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
-        if (
-            scope["type"] == "lifespan"
-            or scope["path"] in OPEN
-            or self._knows(Headers(scope=scope))
-        ):
+        if scope["type"] == "lifespan" or scope["path"] in OPEN or self._knows(Headers(scope=scope)):
             return await self.app(scope, receive, send)
         refusal = JSONResponse(
             {"error": "no valid token: send 'Authorization: Bearer <token>'"},

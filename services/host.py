@@ -55,9 +55,7 @@ class HostedReward:
         errors: dict[int, ItemError] = {}
         for i, item in enumerate(items):
             try:
-                images.append(
-                    decode_image(item.image) if isinstance(item.image, bytes) else item.image
-                )
+                images.append(decode_image(item.image) if isinstance(item.image, bytes) else item.image)
                 rows.append(i)
             except ItemError as error:
                 errors[i] = error
@@ -69,9 +67,7 @@ class HostedReward:
             outcomes.update(zip(prepared.rows, self.model.run(prepared.batch), strict=True))
         except torch.AcceleratorError as error:
             # The CUDA context is gone for good, so trying the items one by one would fail them all.
-            raise UnavailableError(
-                f"the device of {self.model.name} is lost, restart the server"
-            ) from error
+            raise UnavailableError(f"the device of {self.model.name} is lost, restart the server") from error
         return [outcomes[i] for i in range(len(outcomes))]
 
 
@@ -97,9 +93,7 @@ class Host:
             )
         if unused := sorted(config.weights.keys() - set(names)):
             raise ValueError(f"REWARDZOO_WEIGHTS names {unused}, but the rewards are {list(names)}")
-        return cls(
-            config, [load(n, device=config.device, weights=config.weights.get(n)) for n in names]
-        )
+        return cls(config, [load(n, device=config.device, weights=config.weights.get(n)) for n in names])
 
     @property
     def ready(self) -> bool:

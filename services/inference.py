@@ -110,9 +110,7 @@ def write_answer(
         "parameters": model.provenance(),
     }
     binary = [name for name, is_binary in wanted.items() if is_binary]
-    body, length = wire.encode(
-        header, {name: tensors[name] for name in wanted}, key="outputs", binary=binary
-    )
+    body, length = wire.encode(header, {name: tensors[name] for name in wanted}, key="outputs", binary=binary)
     return body, length if binary else None
 
 

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def make_service(
-    name: str, rewards: Sequence[str] = (), *, load: Load | None = None
-) -> bentoml.Service[Any]:
+def make_service(name: str, rewards: Sequence[str] = (), *, load: Load | None = None) -> bentoml.Service[Any]:
     """Return a BentoML service that hosts the rewards of its `ServeConfig`, or else `rewards`.
 
     The config is read and weights are loaded when BentoML makes the service's instance, and it is

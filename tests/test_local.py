@@ -67,9 +67,7 @@ def test_the_reward_may_be_left_out_only_when_there_is_one() -> None:
     assert_array_equal(scorer.score([pixels(5)], "a", reward="b:mini"), [5])
     with pytest.raises(ValueError, match="several rewards are loaded, name one: a:mini, b:mini"):
         scorer.score([pixels(5)], "a")
-    with pytest.raises(
-        UnknownRewardError, match="'c' is not loaded here, there are: a:mini, b:mini"
-    ):
+    with pytest.raises(UnknownRewardError, match="'c' is not loaded here, there are: a:mini, b:mini"):
         scorer.score([pixels(5)], "a", reward="c")
 
 

@@ -39,8 +39,11 @@ def _known() -> Table:
 def _served(url: str, token: str | None) -> Table:
     from rewardzoo.clients import RewardClient
 
-    table = Table("reward", "state", title=url)
+    table = Table("reward", "state", "recipe", "dtype", "device", "weights' SHA-256", title=url)
     with RewardClient(url, token=token) as client:
         for reward in client.rewards():
-            table.add_row(f"[bold]{reward['name']}[/]", str(reward.get("state", "")))
+            known = [str(reward.provenance.get(key, "")) for key in ("recipe", "dtype", "device")]
+            sha256 = str(reward.provenance.get("weights_sha256", ""))[:12]
+            state = "ready" if reward.ready else "not ready"
+            table.add_row(f"[bold]{reward.name}[/]", state, *known, sha256)
     return table

@@ -53,7 +53,12 @@ def _packages() -> Iterator[Check]:
         missing = [package for package, v in found.items() if v is None]
         shown = ", ".join(f"{package} {v}" for package, v in found.items() if v)
         if missing:
-            yield Check(f"extra {extra}", shown or "not installed", None, f"pip install 'rewardzoo[{extra}]'")
+            yield Check(
+                f"extra {extra}",
+                shown or "not installed",
+                None,
+                f"pip install 'rewardzoo[{extra}]'",
+            )
         else:
             yield Check(f"extra {extra}", shown)
 
@@ -68,11 +73,16 @@ def _device() -> Iterator[Check]:
             memory = torch.cuda.get_device_properties(i).total_memory / 2**30
             yield Check(f"cuda:{i}", f"{torch.cuda.get_device_name(i)}, {memory:.0f} GiB")
     elif torch.version.cuda:
-        yield Check("device", "CPU; torch is a CUDA build but sees no GPU", None, "check nvidia-smi and the driver")
+        yield Check(
+            "device",
+            "CPU; torch is a CUDA build but sees no GPU",
+            None,
+            "check nvidia-smi and the driver",
+        )
     else:
         yield Check("device", f"CPU, {torch.get_num_threads()} threads", None)
     if _version("torchvision") is not None:
-        import rewardzoo.rewards
+        import rewardzoo.rewards  # noqa: F401  # installs the repair of torchvision
 
         try:
             import torchvision
@@ -110,7 +120,12 @@ def _port(port: int) -> Check:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            return Check(f"port {port}", f"not free ({error.strerror})", False, "stop its owner, or use --port")
+            return Check(
+                f"port {port}",
+                f"not free ({error.strerror})",
+                False,
+                "stop its owner, or use --port",
+            )
     return Check(f"port {port}", "free")
 
 

@@ -14,10 +14,10 @@ Rows = list[dict[str, Any]]
 
 
 def read_manifest(path: Path) -> Rows:
-    """Read rows with the columns `image` and `prompt`; relative images are taken from the manifest's folder.
+    """Read rows with the columns `image` and `prompt`; images are relative to the manifest's folder.
 
     Raises:
-        ValueError: the file is missing, of another kind, or a row lacks a column; the message names the row.
+        ValueError: the file is missing, of another kind, or a row lacks a column; it names the row.
     """
     if not path.is_file():
         raise ValueError(f"no manifest at {path}")
@@ -25,8 +25,9 @@ def read_manifest(path: Path) -> Rows:
     for number, row in enumerate(rows, 1):
         missing = [column for column in ("image", "prompt") if not isinstance(row.get(column), str)]
         if missing:
+            columns = ", ".join(map(str, row))
             raise ValueError(
-                f"{path}, row {number}: no text in column {' or '.join(missing)}; it has {', '.join(map(str, row))}"
+                f"{path}, row {number}: no text in column {' or '.join(missing)}; it has {columns}"
             )
         row["image"] = str(path.parent / row["image"])
     return rows

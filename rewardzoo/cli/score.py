@@ -20,7 +20,9 @@ _ROWS_A_CALL = 256
 
 
 def score(
-    images: Annotated[list[Path] | None, typer.Argument(help="Image files to score against --prompt.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Image files to score against --prompt.")
+    ] = None,
     reward: Annotated[list[str] | None, typer.Option(help="Reward to score with; may be repeated.")] = None,
     prompt: Annotated[str | None, typer.Option(help="The prompt of all images given.")] = None,
     manifest: Annotated[

@@ -7,29 +7,41 @@ from typing import Annotated
 
 import typer
 
+from rewardzoo.errors import require
+
 
 def serve(
     rewards: Annotated[list[str], typer.Argument(help="Rewards to host, e.g. hpsv2:v2.1 imagereward.")],
-    host: Annotated[str, typer.Option(help="Address to bind; other than loopback needs a token.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to bind; other than loopback needs a token.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to bind.")] = 3000,
-    device: Annotated[str, typer.Option(help="A torch device, or auto for the GPU where there is one.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="A torch device, or auto for the GPU where there is one.")
+    ] = "auto",
     token: Annotated[
-        str | None, typer.Option(envvar="REWARDZOO_TOKEN", help="Bearer token that callers must send.")
+        str | None,
+        typer.Option(envvar="REWARDZOO_TOKEN", help="Bearer token that callers must send."),
     ] = None,
     weights: Annotated[
-        list[str] | None, typer.Option(help="NAME=PATH: weights on disk to use instead of the hub's.")
+        list[str] | None,
+        typer.Option(help="NAME=PATH: weights on disk to use instead of the hub's."),
     ] = None,
 ) -> None:
     """Start a real BentoML server; it is ready once every reward's weights are loaded."""
+    require("pydantic_settings", extra="serve")
+    from pydantic import SecretStr
+
     from rewardzoo.services.config import ServeConfig
     from rewardzoo.services.launch import serve as run
 
-    settings = {"token": token} if token else {}
-    run(
-        ServeConfig(rewards=rewards, device=device, weights=parse_weights(weights), **settings),
-        host=host,
-        port=port,
+    config = ServeConfig(
+        rewards=rewards,
+        device=device,
+        token=SecretStr(token) if token else None,
+        weights=parse_weights(weights),
     )
+    run(config, host=host, port=port)
 
 
 def parse_weights(options: list[str] | None) -> dict[str, Path]:

@@ -70,9 +70,7 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             server.paths.append(self.path)
             one = [-1, 1] if server.columns else [-1]
-            inputs = [
-                {"name": n, "shape": one, "datatype": "BYTES"} for n in ("prompts", "metadata")
-            ]
+            inputs = [{"name": n, "shape": one, "datatype": "BYTES"} for n in ("prompts", "metadata")]
             metadata = {"inputs": inputs, "parameters": {"recipe": "sum"}}
             self.reply(json.dumps(metadata).encode())
 
@@ -92,13 +90,9 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
                     self.close_connection = True
                     return None
                 return self.reply(answer.body, answer.status, **answer.headers)
-            message = wire.decode(
-                body, wire.parse_json_length(self.headers[wire.HEADER]), key="inputs"
-            )
+            message = wire.decode(body, wire.parse_json_length(self.headers[wire.HEADER]), key="inputs")
             server.seen.append(message)
-            scores = np.array(
-                [float(np.frombuffer(x, np.uint8).sum()) for x in _bytes(message)], np.float32
-            )
+            scores = np.array([float(np.frombuffer(x, np.uint8).sum()) for x in _bytes(message)], np.float32)
             chunks, length = wire.encode(
                 {"parameters": {"recipe": "sum"}},
                 {"scores": scores[:, None] if server.columns else scores},

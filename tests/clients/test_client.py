@@ -144,9 +144,7 @@ def test_a_server_that_stays_silent_is_given_up_at_the_deadline(server: Any, ans
 def test_a_server_that_stays_away_is_given_up_at_the_deadline(server: Any) -> None:
     with RewardClient("http://127.0.0.1:1", timeout=0.5) as client:
         start = time.monotonic()
-        with pytest.raises(
-            UnavailableError, match=r"cannot reach http://127.0.0.1:1.*\(tried \d+ time"
-        ):
+        with pytest.raises(UnavailableError, match=r"cannot reach http://127.0.0.1:1.*\(tried \d+ time"):
             client.score(IMAGES, "a", reward="sum")
     assert time.monotonic() - start < 1
 
@@ -185,11 +183,7 @@ def test_a_server_that_dies_and_comes_back_goes_unnoticed(make_server: Any) -> N
         (
             httpx.Response(
                 200,
-                json={
-                    "outputs": [
-                        {"name": "scores", "shape": [1], "datatype": "BYTES", "data": ["a"]}
-                    ]
-                },
+                json={"outputs": [{"name": "scores", "shape": [1], "datatype": "BYTES", "data": ["a"]}]},
             ),
             "'scores' cannot be of dtype object",
         ),

@@ -97,8 +97,7 @@ def test_no_more_parts_are_in_flight_than_allowed() -> None:
     "batch",
     [
         np.stack([image(3), image(4)]),
-        torch.full((2, 3, 2, 2), 3, dtype=torch.uint8)
-        + torch.arange(2).byte()[:, None, None, None],
+        torch.full((2, 3, 2, 2), 3, dtype=torch.uint8) + torch.arange(2).byte()[:, None, None, None],
         (torch.tensor([3.0, 4.0])[:, None, None, None] / 255).expand(2, 3, 2, 2),
         (image(i) for i in (3, 4)),
     ],
@@ -124,9 +123,7 @@ def test_failed_items_raise_or_are_nan_and_never_a_number() -> None:
         return scorer(Sums(Reply([1.0, float("nan"), float("nan")], {1: "blurred"})))
 
     images = [image(1)] * 3
-    with pytest.raises(
-        ItemsFailedError, match="2 of 3 items failed: item 1: blurred; item 2"
-    ) as error:
+    with pytest.raises(ItemsFailedError, match="2 of 3 items failed: item 1: blurred; item 2") as error:
         client().score(images, "a", reward="r")
     assert_array_equal(error.value.result.scores, [1, np.nan, np.nan])
     scores = client().score(images, "a", reward="r", on_error="nan")

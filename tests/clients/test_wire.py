@@ -111,9 +111,7 @@ def test_nested_json_data_is_flattened() -> None:
         ),
     ],
 )
-def test_a_malformed_tensor_is_refused_by_name(
-    entry: dict[str, Any], raw: bytes, says: str
-) -> None:
+def test_a_malformed_tensor_is_refused_by_name(entry: dict[str, Any], raw: bytes, says: str) -> None:
     body, length = message(entry, raw)
     with pytest.raises(wire.WireError, match=r"tensor 't'|bytes follow") as error:
         wire.decode(body, length, key="inputs")
@@ -147,9 +145,7 @@ def test_a_tensor_given_twice_is_refused() -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
 entries = st.fixed_dictionaries(
@@ -227,9 +223,7 @@ def test_outputs_that_cannot_be_given_are_refused(output: dict[str, Any], says: 
 
 
 def test_a_dtype_without_a_name_and_bytes_without_text_cannot_be_encoded() -> None:
-    with pytest.raises(
-        wire.WireError, match="tensor 't': the protocol has no datatype for complex64"
-    ):
+    with pytest.raises(wire.WireError, match="tensor 't': the protocol has no datatype for complex64"):
         wire.encode({}, {"t": np.zeros(1, np.complex64)}, key="inputs")
     with pytest.raises(wire.WireError, match="tensor 't': not UTF-8"):
         wire.encode({}, {"t": wire.bytes_tensor([b"\xff"])}, key="inputs", binary=[])

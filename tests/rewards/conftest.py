@@ -24,15 +24,28 @@ def randomize(net: nn.Module) -> nn.Module:
         for name, weight in net.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             is_scale = weight.ndim == 1 and ("norm" in name.lower() or "ln_" in name) and "bias" not in name
-            weight.copy_(1 + 0.1 * noise if is_scale else 0.2 * noise)
+            spread = min(0.2, weight.shape[-1] ** -0.5) if weight.ndim == 2 else 0.2
+            weight.copy_(1 + 0.1 * noise if is_scale else spread * noise)
     return net
 
 
 def tiny_hpsv2(folder: Path) -> RewardModel:
     config = {
         "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+        "vision_cfg": {
+            "image_size": 32,
+            "layers": 2,
+            "width": 32,
+            "head_width": 16,
+            "patch_size": 8,
+        },
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 32,
+            "heads": 2,
+            "layers": 2,
+        },
     }
     released = next(v for v in hpsv2.HPSv2.spec.variants if v.name == "v2.1")
     net = randomize(hpsv2.build(config))
@@ -69,7 +82,9 @@ def tiny_imagereward(folder: Path) -> RewardModel:
     state["blip.text_encoder.embeddings.position_ids"] = torch.arange(48)[None]
     state["blip.vision_proj.weight"] = torch.zeros(4, 4)
     torch.save(state, folder / "ImageReward.pt")
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, "##s", ".", ","]))
+    (folder / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, "##s", ".", ","])
+    )
     files = {"checkpoint": folder / "ImageReward.pt", "vocabulary": folder / "vocab.txt"}
     return imagereward.ImageReward.load(replace(released, config=TINY_BLIP), files)
 
@@ -78,20 +93,21 @@ def upstream_name(key: str) -> str:
     """The key that THUDM/ImageReward's checkpoint has for one of ours."""
     if key.startswith("mlp."):
         return key
-    return (
-        "blip."
-        + key.replace("vision_model.embeddings.class_embedding", "visual_encoder.cls_token")
-        .replace("vision_model.embeddings.position_embedding", "visual_encoder.pos_embed")
-        .replace("vision_model.embeddings.patch_embedding", "visual_encoder.patch_embed.proj")
-        .replace("vision_model.post_layernorm", "visual_encoder.norm")
-        .replace("vision_model.encoder.layers", "visual_encoder.blocks")
-        .replace("layer_norm", "norm")
-        .replace("self_attn.qkv", "attn.qkv")
-        .replace("self_attn.projection", "attn.proj")
+    return "blip." + key.replace(
+        "vision_model.embeddings.class_embedding", "visual_encoder.cls_token"
+    ).replace("vision_model.embeddings.position_embedding", "visual_encoder.pos_embed").replace(
+        "vision_model.embeddings.patch_embedding", "visual_encoder.patch_embed.proj"
+    ).replace("vision_model.post_layernorm", "visual_encoder.norm").replace(
+        "vision_model.encoder.layers", "visual_encoder.blocks"
+    ).replace("layer_norm", "norm").replace("self_attn.qkv", "attn.qkv").replace(
+        "self_attn.projection", "attn.proj"
     )
 
 
-BUILDERS: dict[str, Callable[[Path], RewardModel]] = {"hpsv2": tiny_hpsv2, "imagereward": tiny_imagereward}
+BUILDERS: dict[str, Callable[[Path], RewardModel]] = {
+    "hpsv2": tiny_hpsv2,
+    "imagereward": tiny_imagereward,
+}
 
 
 @pytest.fixture(scope="session", params=sorted(BUILDERS))

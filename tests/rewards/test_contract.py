@@ -41,7 +41,9 @@ def test_a_repeated_prompt_is_encoded_once(reward: RewardModel, pictures) -> Non
 def test_more_items_than_one_forward_takes_are_split(reward: RewardModel, pictures, prompts) -> None:
     n = reward.spec.max_batch + 3
     images, texts = (pictures * 2)[:n], (prompts * 2)[:n]
-    np.testing.assert_allclose(reward.score(images, texts)[:3], reward.score(images[:3], texts[:3]), atol=1e-5)
+    np.testing.assert_allclose(
+        reward.score(images, texts)[:3], reward.score(images[:3], texts[:3]), atol=1e-5
+    )
 
 
 def test_no_items_give_no_scores(reward: RewardModel) -> None:

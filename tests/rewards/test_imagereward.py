@@ -22,14 +22,23 @@ def test_pixels_equal_torchvisions_resize_and_centre_crop(tiny, pictures) -> Non
     )
     for pixels in pictures[:6]:
         image = Image.fromarray(pixels)
-        torch.testing.assert_close(tiny["imagereward"].prepare_image(image), upstream(image), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            tiny["imagereward"].prepare_image(image), upstream(image), atol=1e-6, rtol=0
+        )
 
 
 def test_the_vision_tower_equals_timms_under_upstreams_keys(tiny) -> None:
     reward = tiny["imagereward"]
     ours = reward.net.vision_model
     theirs = VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=2, num_classes=0, global_pool=""
+        img_size=32,
+        patch_size=8,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        mlp_ratio=2,
+        num_classes=0,
+        global_pool="",
     )
     prefix = "blip.visual_encoder."
     state = {upstream_name(f"vision_model.{k}").removeprefix(prefix): v for k, v in ours.state_dict().items()}

@@ -52,7 +52,8 @@ def test_missing_weights_offline_say_where_they_were_sought_and_how_to_get_them(
 def test_a_download_with_another_hash_than_the_pinned_one_is_refused(download) -> None:
     download(b"weights")
     pinned = replace(
-        VARIANT, files={"checkpoint": HubFile("someone/model", "model.pt", REVISION, sha256="ab" * 32)}
+        VARIANT,
+        files={"checkpoint": HubFile("someone/model", "model.pt", REVISION, sha256="ab" * 32)},
     )
     with pytest.raises(WeightsError, match="expected abab"):
         _weights.locate(pinned)

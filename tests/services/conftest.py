@@ -101,9 +101,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Serving:
         for key, value in {"rewards": "fake:v1", **settings}.items():
             monkeypatch.setenv(f"REWARDZOO_{key.upper()}", str(value))
         load = (lambda *_, **__: model) if model is not None else load_fake
-        with TestClient(
-            make_service("Test", load=load).to_asgi(), raise_server_exceptions=False
-        ) as client:
+        with TestClient(make_service("Test", load=load).to_asgi(), raise_server_exceptions=False) as client:
             yield client
 
     return serve

@@ -164,9 +164,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
         held = await occupy(batcher, device)
         waiting = asyncio.create_task(batcher.submit(items(1, 2, 3), 20))
         await asyncio.sleep(0.01)
-        with pytest.raises(
-            OverloadedError, match="3 items wait and 3 more would exceed 5"
-        ) as refusal:
+        with pytest.raises(OverloadedError, match="3 items wait and 3 more would exceed 5") as refusal:
             await batcher.submit(items(4, 5, 6), 20)
         assert refusal.value.retry_after is not None
         assert 1 <= refusal.value.retry_after <= 60
@@ -200,9 +198,7 @@ def test_a_poisoned_item_fails_alone_among_many_requests() -> None:
 
 def test_a_stage_that_loses_items_fails_them_instead_of_shifting_scores() -> None:
     async def main() -> list[Outcome]:
-        batcher = Batcher(
-            lambda batch: list(batch), lambda batch: [1.0] * (len(batch) - 1), max_batch=4
-        )
+        batcher = Batcher(lambda batch: list(batch), lambda batch: [1.0] * (len(batch) - 1), max_batch=4)
         batcher.start()
         try:
             return await batcher.submit(items(1, 2), 5)

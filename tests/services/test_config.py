@@ -42,9 +42,7 @@ def test_another_process_reads_the_same_config_from_its_environment(
 @pytest.mark.parametrize(
     ("name", "value"), [("TOKEN", ""), ("TIMEOUT", "0"), ("TIMEOUT", "4000"), ("MAX_QUEUE", "0")]
 )
-def test_senseless_values_are_refused(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_senseless_values_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"REWARDZOO_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         ServeConfig()

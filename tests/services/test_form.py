@@ -93,9 +93,7 @@ def test_a_form_over_the_limit_is_413(serving: Any) -> None:
         assert post(client, [bytes(2**20)], ["a"]).status_code == 413
 
 
-def test_a_full_server_and_a_missed_deadline_keep_their_status(
-    serving: Any, model: Any, png: Png
-) -> None:
+def test_a_full_server_and_a_missed_deadline_keep_their_status(serving: Any, model: Any, png: Png) -> None:
     model.go.clear()
     with serving(model, timeout=0.2) as client:
         assert post(client, [png()], ["a"]).status_code == 504
@@ -105,9 +103,6 @@ def test_a_full_server_and_a_missed_deadline_keep_their_status(
 def test_bentoml_shows_the_form_on_its_page(serving: Any) -> None:
     with serving() as client:
         spec = client.get("/docs.json").json()
-    (form,) = (
-        kind["schema"]
-        for kind in spec["paths"]["/score"]["post"]["requestBody"]["content"].values()
-    )
+    (form,) = (kind["schema"] for kind in spec["paths"]["/score"]["post"]["requestBody"]["content"].values())
     assert set(form["properties"]) == {"images", "prompts", "reward"}
     assert form["properties"]["images"]["items"] == {"type": "string", "format": "binary"}

@@ -104,9 +104,7 @@ def test_tritons_own_client_understands_health_metadata_index_and_errors(url: st
 
 @pytest.mark.slow
 @needs_mini
-def test_bentomls_own_client_gets_the_same_scores(
-    url: str, expected: list[float], tmp_path: Path
-) -> None:
+def test_bentomls_own_client_gets_the_same_scores(url: str, expected: list[float], tmp_path: Path) -> None:
     paths = _files(tmp_path)
     with bentoml.SyncHTTPClient(url, token="secret") as client:
         reply: Any = client.score(images=paths, prompts=PROMPTS, reward=REWARD)

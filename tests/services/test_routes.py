@@ -21,9 +21,7 @@ URL = "/v2/models/fake:v1/infer"
 Body = tuple[bytes, dict[str, str]]
 
 
-def request(
-    images: Any, prompts: Sequence[str | bytes], *, header: Any = None, **more: Any
-) -> Body:
+def request(images: Any, prompts: Sequence[str | bytes], *, header: Any = None, **more: Any) -> Body:
     """Encode an infer request that wants all outputs binary."""
     tensors = {wire.IMAGES: images, wire.PROMPTS: wire.bytes_tensor(prompts), **more}
     head = {"parameters": {"binary_data_output": True}} if header is None else header
@@ -137,9 +135,7 @@ def test_an_empty_request_gets_an_empty_answer(serving: Any) -> None:
     assert scores == errors == []
 
 
-@pytest.mark.parametrize(
-    ("name", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
-)
+@pytest.mark.parametrize(("name", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
 def test_compressed_bodies_are_read(serving: Any, name: str, compress: Any) -> None:
     body, headers = request(pixels(255), ["a"])
     with serving() as client:
@@ -164,9 +160,7 @@ def test_a_body_over_the_limit_is_413(serving: Any, encoding: str, declared: boo
     body, headers = request(pixels(0, size=700), ["a"])
     if encoding == "gzip":
         body = gzip.compress(body)
-    content: Any = (
-        body if declared else iter([body[i : i + 65536] for i in range(0, len(body), 65536)])
-    )
+    content: Any = body if declared else iter([body[i : i + 65536] for i in range(0, len(body), 65536)])
     with serving(max_body_mb=1) as client:
         status, error = refusal(client, (content, headers), **{"Content-Encoding": encoding})
     assert status == 413

@@ -72,9 +72,7 @@ def corrupt(scene: Scene, rng: np.random.Generator, category: Category | None = 
 def _options(scene: Scene, category: Category) -> list[Scene]:
     if category == "relation":
         r = scene.relations
-        return [
-            replace(scene, relations=(*r[:k], r[k].inverse, *r[k + 1 :])) for k in range(len(r))
-        ]
+        return [replace(scene, relations=(*r[:k], r[k].inverse, *r[k + 1 :])) for k in range(len(r))]
     changed: list[tuple[int, Entity]] = []
     for k, entity in enumerate(scene.entities):
         if category == "color":

@@ -49,9 +49,7 @@ def find_objects(image: NDArray[np.uint8]) -> list[Found]:
         ValueError: for another dtype or shape.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(
-            f"image must be uint8 RGB pixels (H, W, 3), got {image.dtype} {image.shape}"
-        )
+        raise ValueError(f"image must be uint8 RGB pixels (H, W, 3), got {image.dtype} {image.shape}")
     height, width = image.shape[:2]
     reach = max(1, round(_REACH * min(height, width)))
     speck = MIN_AREA * height * width

@@ -60,9 +60,7 @@ def style_of(split: Split) -> Style:
     return _STYLE_OF[split]
 
 
-def prompt_of(
-    scene: Scene, style: Style = "compositional", rng: np.random.Generator | None = None
-) -> str:
+def prompt_of(scene: Scene, style: Style = "compositional", rng: np.random.Generator | None = None) -> str:
     """Write a scene as a prompt.
 
     "compositional" is long and has several paraphrases, among which `rng` chooses (without one the
@@ -102,9 +100,7 @@ def _related(relation: Relation, rng: np.random.Generator | None) -> str:
 
 def _chain(scene: Scene, rng: np.random.Generator | None) -> str:
     text = _phrase(scene.entities[0], rng)
-    for k, ((a, b), relation) in enumerate(
-        zip(pairwise(scene.entities), scene.relations, strict=True)
-    ):
+    for k, ((a, b), relation) in enumerate(zip(pairwise(scene.entities), scene.relations, strict=True)):
         if k > 0:
             verb = "is" if a.count == 1 else "are"
             text += _pick((f", which {verb}", f", and the {_kind(a)} {verb}"), rng)
@@ -165,9 +161,7 @@ class _Words:
         if value is None:
             found = " ".join(self.left[:3]) or "the end"
             known = ", ".join(phrases)
-            raise ValueError(
-                f"cannot read {found!r} in the prompt {self.text!r}: expected {what} ({known})"
-            )
+            raise ValueError(f"cannot read {found!r} in the prompt {self.text!r}: expected {what} ({known})")
         return value
 
     def entity(self) -> Entity:

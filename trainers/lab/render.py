@@ -112,9 +112,7 @@ def _fill(region: _Region, entity: Entity, rng: np.random.Generator) -> list[Pla
     return placed
 
 
-def signed_distance(
-    shape: str, u: NDArray[np.float32], v: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def signed_distance(shape: str, u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return how far points are outside a shape that fills the square [-1, 1]², negative inside it.
 
     `u` runs to the right and `v` down; any shapes that broadcast.
@@ -155,9 +153,7 @@ def draw(
         ValueError: for a size below 32 or a negative noise.
     """
     if size < MIN_SIZE:
-        raise ValueError(
-            f"size must be at least {MIN_SIZE} pixels, got {size}: shapes would be lost"
-        )
+        raise ValueError(f"size must be at least {MIN_SIZE} pixels, got {size}: shapes would be lost")
     if noise < 0:
         raise ValueError(f"noise must not be negative, got {noise}")
     picture = _background(rng, size)
@@ -169,9 +165,7 @@ def draw(
     return pixels
 
 
-def render(
-    scene: Scene, rng: np.random.Generator, size: int = 64, noise: float = 6.0
-) -> NDArray[np.uint8]:
+def render(scene: Scene, rng: np.random.Generator, size: int = 64, noise: float = 6.0) -> NDArray[np.uint8]:
     """Place a scene and draw it: uint8 RGB pixels (size, size, 3). See `place` and `draw`."""
     return draw(place(scene, rng), rng, size, noise)
 

@@ -101,9 +101,7 @@ class Scene:
             raise ValueError(f"entities must differ in color or shape, got {kinds}")
         total = sum(e.count for e in self.entities)
         if total > MAX_OBJECTS:
-            raise ValueError(
-                f"a scene holds at most {MAX_OBJECTS} objects, got {total}: lower a count"
-            )
+            raise ValueError(f"a scene holds at most {MAX_OBJECTS} objects, got {total}: lower a count")
 
     @property
     def combinations(self) -> Iterator[Combination]:
@@ -125,9 +123,7 @@ HELD_OUT: frozenset[Combination] = frozenset(
 """Combinations (about 15% of the 96) that no in-domain scene uses."""
 
 
-def sample_scene(
-    rng: np.random.Generator, split: Split = "in_domain", entities: int | None = None
-) -> Scene:
+def sample_scene(rng: np.random.Generator, split: Split = "in_domain", entities: int | None = None) -> Scene:
     """Draw a scene; `entities` fixes how many it has.
 
     In-domain scenes have one to three entities and none of the `HELD_OUT` combinations.

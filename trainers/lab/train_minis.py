@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from rewardzoo.trainers.lab.scene import MAX_COUNT
 SIZE = 64
 GRID = 8  # patches a side, in both minis
 PROBE_UNTIL = 0.5  # of the training
+STRANGERS_UNTIL = 0.1
 OUT = Path(rewardzoo.rewards.__file__).parent / "minis"
 
 
@@ -58,7 +59,7 @@ class SceneProbe(nn.Module):
         )
         there = batch.counts > 0
         places = self.centers(pooled).view(*there.shape, 2)[there] - batch.centers[there]
-        return cells + counts / there.sum() + 10 * places.square().sum(-1).mean()
+        return torch.stack([cells, counts / there.sum(), 10 * places.square().sum(-1).mean()]).sum()
 
 
 def to_pixels(images: ImageBatch) -> Tensor:
@@ -74,7 +75,7 @@ def right_share(scores: Tensor) -> float:
 
 
 def prefer_own(scores: Tensor) -> Tensor:
-    """Ranking loss of (P, 2, 2) scores [prompt, picture]: each prompt its picture, each picture its prompt."""
+    """Ranking loss of (P, 2, 2) scores [prompt, picture], by picture under each prompt and by prompt."""
     own = scores.diagonal(dim1=1, dim2=2)  # (P, 2)
     other_picture = scores.flip(2).diagonal(dim1=1, dim2=2)
     other_prompt = scores.flip(1).diagonal(dim1=1, dim2=2)
@@ -82,7 +83,11 @@ def prefer_own(scores: Tensor) -> Tensor:
 
 
 def hps_loss(
-    net: Any, tokenize: Callable[[list[str]], Tensor], probe: SceneProbe, batch: Pairs, progress: float
+    net: Any,
+    tokenize: Callable[[list[str]], Tensor],
+    probe: SceneProbe,
+    batch: Pairs,
+    progress: float,
 ) -> tuple[Tensor, float]:
     """Contrastive over the batch; in the last fifth on preference pairs alone."""
     pooled, patches = net.visual(to_pixels(batch.images))
@@ -112,29 +117,43 @@ def imagereward_loss(
     batch: Pairs,
     progress: float,
 ) -> tuple[Tensor, float]:
-    """Rank the pairs' pictures under each prompt, at first a stranger's picture below both too."""
+    """Rank each prompt's picture over a stranger's to begin with, then over its partner's."""
     patches = net.vision_model(to_pixels(batch.images)).last_hidden_state  # (2P, 1 + G * G, D)
     text = encode(batch.prompts)
-    total = len(patches)
-    half = total // 2
-    own = torch.arange(total)
-    other, stranger = own.roll(half), own.roll(1)
-    learning_to_see = progress < PROBE_UNTIL
-    columns = [own, other, stranger] if learning_to_see else [own, other]
-    picture = torch.cat(columns)
-    repeated = {key: tensor.repeat(len(columns), 1) for key, tensor in text.items()}
-    scores = net.score_patches(patches[picture], **repeated).view(len(columns), total)
-    grid = torch.stack(  # (P, 2, 2): prompt p with picture p and its partner, then the partner's prompt
-        [
-            torch.stack([scores[0, :half], scores[1, :half]], -1),
-            torch.stack([scores[1, half:], scores[0, half:]], -1),
-        ],
-        1,
-    )
-    loss = prefer_own(grid)
-    if learning_to_see:
-        loss = loss + F.softplus(scores[2] - scores[0]).mean() + probe.loss(patches[:, 1:], patches[:, 0], batch)
-    return loss, right_share(grid)
+    own = torch.arange(len(patches))
+    half = len(own) // 2
+    with_strangers = progress < STRANGERS_UNTIL
+    picture = torch.cat([own, own.roll(1 if with_strangers else half)])
+    twice = {key: tensor.repeat(2, 1) for key, tensor in text.items()}
+    own_scores, other_scores = net.score_patches(patches[picture], **twice).chunk(2)
+    if with_strangers:
+        loss = F.softplus(other_scores - own_scores).mean()
+        right = (own_scores > other_scores).float().mean().item()
+    else:
+        first = torch.stack([own_scores[:half], other_scores[:half]], -1)
+        second = torch.stack([other_scores[half:], own_scores[half:]], -1)
+        scores = torch.stack([first, second], 1)  # (P, 2, 2) [prompt, picture]
+        loss, right = prefer_own(scores), right_share(scores)
+    if progress < PROBE_UNTIL:
+        loss = loss + probe.loss(patches[:, 1:], patches[:, 0], batch)
+    return loss, right
+
+
+def make_optimizers(net: nn.Module, probe: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the encoders, AdamW for the rest."""
+    hidden: list[nn.Parameter] = []
+    rest = list(probe.parameters())
+    for name, weight in net.named_parameters():
+        inside = "resblocks" in name or "encoder.layer" in name
+        (hidden if inside and weight.ndim == 2 else rest).append(weight)
+    return [
+        torch.optim.Muon(hidden, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, weight_decay=0.05, betas=(0.9, 0.98)),
+    ]
+
+
+def _rate(steps: int, step: int) -> float:
+    return min((step + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
 def train(
@@ -145,25 +164,24 @@ def train(
     steps: int,
     pairs: int,
     seed: int,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
 ) -> None:
-    """Run AdamW with warm-up and cosine decay over a stream of pairs, each of which is seen once."""
+    """Run with warm-up and cosine decay over a stream of pairs, each of which is seen once."""
     data = PairStream(pairs, seed, SIZE, GRID)
     stream = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4))
-    learned = [*net.parameters(), *probe.parameters()]
-    optimizer = torch.optim.AdamW(learned, lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda k: min((k + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * k / steps))
-    )
+    optimizers = make_optimizers(net, probe, lr)
+    warmup = partial(_rate, steps)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, warmup) for optimizer in optimizers]
     net.train().requires_grad_(True)
     won, started = 0.5, time.monotonic()
     for step in track(range(steps), description="training"):
         loss, right = loss_of(next(stream), step / steps)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        schedule.step()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_([*net.parameters(), *probe.parameters()], 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
         won += 0.02 * (right - won)
         if step % 100 == 99:
             seconds = time.monotonic() - started
@@ -174,9 +192,7 @@ def train(
     net.eval()
 
 
-def preference_accuracy(
-    model: rewardzoo.rewards.RewardModel, n: int, seed: int
-) -> dict[str, float]:
+def preference_accuracy(model: rewardzoo.rewards.RewardModel, n: int, seed: int) -> dict[str, float]:
     """Share of unseen in-domain triples whose right picture scores higher, by what is wrong and overall."""
     held = list(triples(n, seed, size=SIZE))
     prompts = [t.prompt for t in held]
@@ -188,8 +204,24 @@ def preference_accuracy(
     return {**shares, "overall": float(won.mean())}
 
 
+@torch.no_grad()
+def look_nearby(places: Tensor, attention: Iterable[Tensor]) -> None:
+    """Start a vision tower with patches that know their place and attend to their neighbours.
+
+    Sine waves as `places` (G * G, D), and equal queries and keys in the `attention` weights (3 D, D); from
+    a plain start a transformer this small spends most of its training on finding out which patches touch.
+    """
+    turns = torch.pi * torch.logspace(0, -1, places.shape[1] // 4)
+    at = 4 * torch.arange(GRID) / GRID
+    y, x = (axis.flatten()[:, None] * turns for axis in torch.meshgrid(at, at, indexing="ij"))
+    places.copy_(torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1))
+    for weight in attention:
+        query, key, _ = weight.chunk(3)
+        key.copy_(query)
+
+
 def write_clip_tokenizer(path: Path, length: int) -> int:
-    """Write a word tokenizer in CLIP's form, the end token having the highest id; return the vocabulary's size."""
+    """Write a word tokenizer in CLIP's form, the end token's id the highest; return how many words it has."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     words = ["<pad>", "<unk>", "<start>", *VOCABULARY, "<end>"]
@@ -223,7 +255,9 @@ def train_hpsv2(out: Path, steps: int, pairs: int, seed: int) -> None:
             f"hpsv2.MINI_CONFIG has vocab_size {config['text_cfg']['vocab_size']}, needs {vocabulary}"
         )
     net, tokenize = hpsv2.build(config), hpsv2.tokenizer(out / "tokenizer.json")
-    net.visual.output_tokens = True
+    cast(Any, net).visual.output_tokens = True
+    blocks = cast(Any, net).visual.transformer.resblocks
+    look_nearby(cast(Any, net).visual.positional_embedding[1:], (b.attn.in_proj_weight for b in blocks))
     probe = SceneProbe(config["vision_cfg"]["width"], config["embed_dim"])
     loss = partial(hps_loss, net, tokenize, probe)
     train(net, probe, loss, steps=steps, pairs=pairs, seed=seed)
@@ -237,6 +271,10 @@ def train_imagereward(out: Path, steps: int, pairs: int, seed: int) -> None:
         raise ValueError(f"imagereward.MINI_CONFIG needs vocab_size {vocabulary}")
     net = imagereward.RankedBlip(imagereward.MINI_CONFIG)
     own = imagereward.tokenizer(out / "vocab.txt")
+    own.enable_padding()  # to the longest of a batch, which spares work and changes no score
+    layers = cast(Any, net.vision_model).encoder.layers
+    places = cast(Any, net.vision_model).embeddings.position_embedding[0, 1:]
+    look_nearby(places, (layer.self_attn.qkv.weight for layer in layers))
 
     def encode(prompts: list[str]) -> dict[str, Tensor]:
         encoded = own.encode_batch(prompts)
@@ -273,10 +311,7 @@ def main(
         model = rewardzoo.rewards.load(f"{name}:mini", device="cpu", weights=folder)
         print(
             name,
-            {
-                k: round(v, 3)
-                for k, v in preference_accuracy(model, 1000, seed=10_000 + seed).items()
-            },
+            {k: round(v, 3) for k, v in preference_accuracy(model, 1000, seed=10_000 + seed).items()},
         )
 
 

@@ -29,8 +29,7 @@ def some_scenes(n):
 
 def test_prompts_read_as_intended():
     assert prompt_of(SCENE) == (
-        "two red circles left of a blue square, which is above three green crosses, "
-        "on a plain background"
+        "two red circles left of a blue square, which is above three green crosses, on a plain background"
     )
     pair = Scene(SCENE.entities[:2], SCENE.relations[:1])
     assert prompt_of(pair, "short") == "a photo of two red circles left of a blue square"

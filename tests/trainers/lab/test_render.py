@@ -44,9 +44,7 @@ def test_relations_hold_between_all_objects_of_two_entities():
     rng = np.random.default_rng(4)
     for scene in scenes(400):
         placed = place(scene, rng)
-        for a, b, relation in zip(
-            scene.entities, scene.entities[1:], scene.relations, strict=False
-        ):
+        for a, b, relation in zip(scene.entities, scene.entities[1:], scene.relations, strict=False):
             first, second = (
                 [(p.x, p.y)[relation.axis] for p in placed if (p.color, p.shape) == kind]
                 for kind in ((a.color, a.shape), (b.color, b.shape))
