@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rewardzoo.clients import ItemError, RewardClient, RewardZooError, ScoreResult
+    from rewardzoo.clients import ItemError, ItemsFailedError, RewardClient, RewardZooError, ScoreResult
     from rewardzoo.local import LocalRewards
 
 __version__ = "0.1.0"
-__all__ = ["ItemError", "LocalRewards", "RewardClient", "RewardZooError", "ScoreResult"]
+__all__ = [
+    "ItemError",
+    "ItemsFailedError",
+    "LocalRewards",
+    "RewardClient",
+    "RewardZooError",
+    "ScoreResult",
+]
 
 # The packages stand one folder up and are linked in here. A checkout that lost its links (an unpacked
 # archive, a bento, Windows) finds them there all the same.
