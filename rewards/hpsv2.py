@@ -83,7 +83,10 @@ class HPSv2(RewardModel):
     @classmethod
     def load(cls, variant: Variant, files: Mapping[str, Path]) -> Self:
         """Read open_clip weights, upstream's half-precision `{"state_dict": …}` included."""
-        net = build(variant.config)
+        from transformers.initialization import no_init_weights
+
+        with no_init_weights():  # every weight is read; drawing a billion first takes three times as long
+            net = build(variant.config)
         load_strictly(net, read_checkpoint(files["checkpoint"]), files["checkpoint"])
         return cls(variant, net, tokenizer(files.get("tokenizer")))
 

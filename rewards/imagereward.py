@@ -105,7 +105,10 @@ class ImageReward(RewardModel):
     @classmethod
     def load(cls, variant: Variant, files: Mapping[str, Path]) -> Self:
         """Read upstream's `ImageReward.pt`, or weights named as `transformers` does."""
-        net = RankedBlip(variant.config)
+        from transformers.initialization import no_init_weights
+
+        with no_init_weights():
+            net = RankedBlip(variant.config)
         load_strictly(net, rename_upstream(read_checkpoint(files["checkpoint"])), files["checkpoint"])
         return cls(variant, net, tokenizer(files["vocabulary"]))
 

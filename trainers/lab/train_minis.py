@@ -3,14 +3,15 @@
 Each is trained as its big sister was, at a size for two CPU cores. HPS is a contrastive image-text model,
 then tuned on preference pairs (arXiv 2306.09341, eq. 1); ImageReward learns to rank pairs under a prompt
 (arXiv 2304.05977, eq. 1). A pair here is two scenes one attribute apart, each with its prompt and picture:
-each picture is the better one under its own prompt, so every pair teaches both ways round.
+each picture is the better one under its own prompt, so every pair teaches both ways round. In place of
+the big models' pre-training, the first half also teaches what is where (`SceneProbe`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -28,38 +29,14 @@ import rewardzoo.rewards
 from rewardzoo.rewards import hpsv2, imagereward
 from rewardzoo.rewards._images import CLIP_MEAN, CLIP_STD
 from rewardzoo.trainers.lab import VOCABULARY, triples
-from rewardzoo.trainers.lab.pair_batches import KINDS, ImageBatch, Pairs, PairStream
-from rewardzoo.trainers.lab.scene import MAX_COUNT
+from rewardzoo.trainers.lab.pair_batches import ImageBatch, Pairs, PairStream
+from rewardzoo.trainers.lab.seeing import SceneProbe, look_nearby
 
 SIZE = 64
 GRID = 8  # patches a side, in both minis
 PROBE_UNTIL = 0.5  # of the training
 STRANGERS_UNTIL = 0.1
 OUT = Path(rewardzoo.rewards.__file__).parent / "minis"
-
-
-class SceneProbe(nn.Module):
-    """Reads off an image encoder what is where, so that it learns to see before it learns to judge.
-
-    Stands in for the pre-training on billions of pictures that the big models start from. It is trained with
-    the encoder through the first half and thrown away. `cells` reads the patches, `scene` the pooled image.
-    """
-
-    def __init__(self, patch_width: int, pooled_width: int) -> None:
-        super().__init__()
-        self.cells = nn.Linear(patch_width, len(KINDS) + 1)
-        self.counts = nn.Linear(pooled_width, len(KINDS) * (MAX_COUNT + 1))
-        self.centers = nn.Linear(pooled_width, len(KINDS) * 2)
-
-    def loss(self, patches: Tensor, pooled: Tensor, batch: Pairs) -> Tensor:
-        """Cross-entropy of cells and counts, squared error of places: patches (B, G*G, D), pooled (B, E)."""
-        cells = F.cross_entropy(self.cells(patches).flatten(0, 1), batch.cells.flatten())
-        counts = F.cross_entropy(
-            self.counts(pooled).view(-1, MAX_COUNT + 1), batch.counts.flatten(), reduction="sum"
-        )
-        there = batch.counts > 0
-        places = self.centers(pooled).view(*there.shape, 2)[there] - batch.centers[there]
-        return torch.stack([cells, counts / there.sum(), 10 * places.square().sum(-1).mean()]).sum()
 
 
 def to_pixels(images: ImageBatch) -> Tensor:
@@ -204,22 +181,6 @@ def preference_accuracy(model: rewardzoo.rewards.RewardModel, n: int, seed: int)
     return {**shares, "overall": float(won.mean())}
 
 
-@torch.no_grad()
-def look_nearby(places: Tensor, attention: Iterable[Tensor]) -> None:
-    """Start a vision tower with patches that know their place and attend to their neighbours.
-
-    Sine waves as `places` (G * G, D), and equal queries and keys in the `attention` weights (3 D, D); from
-    a plain start a transformer this small spends most of its training on finding out which patches touch.
-    """
-    turns = torch.pi * torch.logspace(0, -1, places.shape[1] // 4)
-    at = 4 * torch.arange(GRID) / GRID
-    y, x = (axis.flatten()[:, None] * turns for axis in torch.meshgrid(at, at, indexing="ij"))
-    places.copy_(torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1))
-    for weight in attention:
-        query, key, _ = weight.chunk(3)
-        key.copy_(query)
-
-
 def write_clip_tokenizer(path: Path, length: int) -> int:
     """Write a word tokenizer in CLIP's form, the end token's id the highest; return how many words it has."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -257,7 +218,7 @@ def train_hpsv2(out: Path, steps: int, pairs: int, seed: int) -> None:
     net, tokenize = hpsv2.build(config), hpsv2.tokenizer(out / "tokenizer.json")
     cast(Any, net).visual.output_tokens = True
     blocks = cast(Any, net).visual.transformer.resblocks
-    look_nearby(cast(Any, net).visual.positional_embedding[1:], (b.attn.in_proj_weight for b in blocks))
+    look_nearby(cast(Any, net).visual.positional_embedding[1:], (b.attn.in_proj_weight for b in blocks), GRID)
     probe = SceneProbe(config["vision_cfg"]["width"], config["embed_dim"])
     loss = partial(hps_loss, net, tokenize, probe)
     train(net, probe, loss, steps=steps, pairs=pairs, seed=seed)
@@ -274,7 +235,7 @@ def train_imagereward(out: Path, steps: int, pairs: int, seed: int) -> None:
     own.enable_padding()  # to the longest of a batch, which spares work and changes no score
     layers = cast(Any, net.vision_model).encoder.layers
     places = cast(Any, net.vision_model).embeddings.position_embedding[0, 1:]
-    look_nearby(places, (layer.self_attn.qkv.weight for layer in layers))
+    look_nearby(places, (layer.self_attn.qkv.weight for layer in layers), GRID)
 
     def encode(prompts: list[str]) -> dict[str, Tensor]:
         encoded = own.encode_batch(prompts)
