@@ -30,7 +30,7 @@ from rewardzoo.rewards import hpsv2, imagereward
 from rewardzoo.rewards._images import CLIP_MEAN, CLIP_STD
 from rewardzoo.trainers.lab import VOCABULARY, triples
 from rewardzoo.trainers.lab.pair_batches import ImageBatch, Pairs, PairStream
-from rewardzoo.trainers.lab.seeing import SceneProbe, blip_vision_from_clip, look_nearby
+from rewardzoo.trainers.lab.seeing import SceneProbe, look_nearby
 
 SIZE = 64
 GRID = 8  # patches a side, in both minis
@@ -226,15 +226,16 @@ def train_hpsv2(out: Path, steps: int, pairs: int, seed: int) -> None:
 
 
 def train_imagereward(out: Path, steps: int, pairs: int, seed: int) -> None:
-    """Train and write `imagereward:mini`, whose vision starts from that of `hpsv2:mini` beside it."""
+    """Train and write `imagereward:mini`."""
     vocabulary = write_bert_vocabulary(out / "vocab.txt")
     if vocabulary != imagereward.MINI_CONFIG["text"]["vocab_size"]:
         raise ValueError(f"imagereward.MINI_CONFIG needs vocab_size {vocabulary}")
     net = imagereward.RankedBlip(imagereward.MINI_CONFIG)
     own = imagereward.tokenizer(out / "vocab.txt")
     own.enable_padding()  # to the longest of a batch, which spares work and changes no score
-    teacher = rewardzoo.rewards.load("hpsv2:mini", device="cpu", weights=out.parent / "hpsv2")
-    net.vision_model.load_state_dict(blip_vision_from_clip(teacher.net.state_dict()))
+    layers = cast(Any, net.vision_model).encoder.layers
+    places = cast(Any, net.vision_model).embeddings.position_embedding[0, 1:]
+    look_nearby(places, (layer.self_attn.qkv.weight for layer in layers), GRID)
 
     def encode(prompts: list[str]) -> dict[str, Tensor]:
         encoded = own.encode_batch(prompts)
@@ -251,12 +252,13 @@ def train_imagereward(out: Path, steps: int, pairs: int, seed: int) -> None:
 
 
 TRAINERS = {"hpsv2": train_hpsv2, "imagereward": train_imagereward}
+STEPS = {"hpsv2": 4500, "imagereward": 3000}
 
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Which minis; all by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to write to, one folder a reward.")] = OUT,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 3000,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; 4500 and 3000 by default.")] = None,
     pairs: Annotated[int, typer.Option(help="Pairs in a batch.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the weights and the scenes.")] = 0,
 ) -> None:
@@ -267,7 +269,7 @@ def main(
         torch.manual_seed(seed)
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
-        TRAINERS[name](folder, steps, pairs, seed)
+        TRAINERS[name](folder, steps or STEPS[name], pairs, seed)
         model = rewardzoo.rewards.load(f"{name}:mini", device="cpu", weights=folder)
         print(
             name,
