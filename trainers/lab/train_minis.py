@@ -36,6 +36,7 @@ SIZE = 64
 GRID = 8  # patches a side, in both minis
 PROBE_UNTIL = 0.5  # of the training
 STRANGERS_UNTIL = 0.1
+LR = 3e-3
 OUT = Path(rewardzoo.rewards.__file__).parent / "minis"
 
 
@@ -137,19 +138,41 @@ def train(
     net: nn.Module,
     probe: SceneProbe,
     loss_of: Callable[[Pairs, float], tuple[Tensor, float]],
+    cycles: Sequence[int],
     *,
+    pairs: int,
+    seed: int,
+) -> None:
+    """Train in cycles of so many steps, each with warm-up and cosine decay, from half the rate of the last.
+
+    Every pair is seen once. Cycles after the first skip the part with the probe.
+    """
+    net.train().requires_grad_(True)
+    for cycle, steps in enumerate(cycles):
+        print(f"cycle {cycle + 1} of {len(cycles)}: {steps} steps")
+        begin = PROBE_UNTIL if cycle else 0.0
+
+        def loss(batch: Pairs, done: float, begin: float = begin) -> tuple[Tensor, float]:
+            return loss_of(batch, begin + (1 - begin) * done)
+
+        _train_cycle(net, probe, loss, steps, pairs, seed + cycle, LR / 2**cycle)
+    net.eval()
+
+
+def _train_cycle(
+    net: nn.Module,
+    probe: SceneProbe,
+    loss_of: Callable[[Pairs, float], tuple[Tensor, float]],
     steps: int,
     pairs: int,
     seed: int,
-    lr: float = 3e-3,
+    lr: float,
 ) -> None:
-    """Run with warm-up and cosine decay over a stream of pairs, each of which is seen once."""
     data = PairStream(pairs, seed, SIZE, GRID)
     stream = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4))
     optimizers = make_optimizers(net, probe, lr)
     warmup = partial(_rate, steps)
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, warmup) for optimizer in optimizers]
-    net.train().requires_grad_(True)
     won, started = 0.5, time.monotonic()
     for step in track(range(steps), description="training"):
         loss, right = loss_of(next(stream), step / steps)
@@ -166,7 +189,6 @@ def train(
                 f"step {step + 1}: loss {loss.item():.3f}, right {won:.3f}, {seconds:.0f} s",
                 flush=True,
             )
-    net.eval()
 
 
 def preference_accuracy(model: rewardzoo.rewards.RewardModel, n: int, seed: int) -> dict[str, float]:
@@ -207,7 +229,7 @@ def write_bert_vocabulary(path: Path) -> int:
     return len(words)
 
 
-def train_hpsv2(out: Path, steps: int, pairs: int, seed: int) -> None:
+def train_hpsv2(out: Path, cycles: Sequence[int], pairs: int, seed: int) -> None:
     """Train and write `hpsv2:mini`."""
     config = hpsv2.MINI_CONFIG
     vocabulary = write_clip_tokenizer(out / "tokenizer.json", config["text_cfg"]["context_length"])
@@ -221,11 +243,11 @@ def train_hpsv2(out: Path, steps: int, pairs: int, seed: int) -> None:
     look_nearby(cast(Any, net).visual.positional_embedding[1:], (b.attn.in_proj_weight for b in blocks), GRID)
     probe = SceneProbe(config["vision_cfg"]["width"], config["embed_dim"])
     loss = partial(hps_loss, net, tokenize, probe)
-    train(net, probe, loss, steps=steps, pairs=pairs, seed=seed)
+    train(net, probe, loss, cycles, pairs=pairs, seed=seed)
     save_file(net.state_dict(), out / "model.safetensors")
 
 
-def train_imagereward(out: Path, steps: int, pairs: int, seed: int) -> None:
+def train_imagereward(out: Path, cycles: Sequence[int], pairs: int, seed: int) -> None:
     """Train and write `imagereward:mini`."""
     vocabulary = write_bert_vocabulary(out / "vocab.txt")
     if vocabulary != imagereward.MINI_CONFIG["text"]["vocab_size"]:
@@ -247,18 +269,20 @@ def train_imagereward(out: Path, steps: int, pairs: int, seed: int) -> None:
     width = imagereward.MINI_CONFIG["vision"]["hidden_size"]
     probe = SceneProbe(width, width)
     loss = partial(imagereward_loss, net, encode, probe)
-    train(net, probe, loss, steps=steps, pairs=pairs, seed=seed)
+    train(net, probe, loss, cycles, pairs=pairs, seed=seed)
     save_file(net.state_dict(), out / "model.safetensors")
 
 
 TRAINERS = {"hpsv2": train_hpsv2, "imagereward": train_imagereward}
-STEPS = {"hpsv2": 4500, "imagereward": 3000}
+CYCLES: dict[str, tuple[int, ...]] = {"hpsv2": (4500,), "imagereward": (3000, 1500)}
 
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Which minis; all by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to write to, one folder a reward.")] = OUT,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps; 4500 and 3000 by default.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps in one cycle, instead of the shipped schedule.")
+    ] = None,
     pairs: Annotated[int, typer.Option(help="Pairs in a batch.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the weights and the scenes.")] = 0,
 ) -> None:
@@ -269,7 +293,7 @@ def main(
         torch.manual_seed(seed)
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
-        TRAINERS[name](folder, steps or STEPS[name], pairs, seed)
+        TRAINERS[name](folder, (steps,) if steps else CYCLES[name], pairs, seed)
         model = rewardzoo.rewards.load(f"{name}:mini", device="cpu", weights=folder)
         print(
             name,
