@@ -23,7 +23,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def normalize(pixels: Tensor) -> Tensor:
-    """Apply CLIP's channel statistics to (3, H, W) in [0, 1]."""
+    """Apply CLIP's channel statistics to (…, 3, H, W) in [0, 1]."""
     mean, std = torch.tensor(CLIP_MEAN)[:, None, None], torch.tensor(CLIP_STD)[:, None, None]
     return (pixels - mean) / std
 

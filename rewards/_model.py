@@ -119,8 +119,7 @@ class RewardModel(ABC):
         Raises:
             ValueError: there is not one prompt an image.
         """
-        if len(images) != len(prompts):
-            raise ValueError(f"one prompt an image, got {len(images)} images and {len(prompts)} prompts")
+        _check_lengths(images, prompts)
         pixels: list[Tensor] = []
         rows: list[int] = []
         errors: dict[int, ItemError] = {}
@@ -149,6 +148,7 @@ class RewardModel(ABC):
 
     def score_items(self, images: Sequence[Picture], prompts: Sequence[str]) -> list[float | ItemError]:
         """Score any number of pairs, `spec.max_batch` at a time; item errors stand in their places."""
+        _check_lengths(images, prompts)
         out: list[float | ItemError] = []
         for start in range(0, len(images), self.spec.max_batch):
             part = slice(start, start + self.spec.max_batch)
@@ -162,8 +162,6 @@ class RewardModel(ABC):
             ValueError: there is not one prompt an image.
             ItemError: a pair cannot be scored; the message names its index.
         """
-        if len(images) != len(prompts):
-            raise ValueError(f"one prompt an image, got {len(images)} images and {len(prompts)} prompts")
         scores: list[float] = []
         for i, score in enumerate(self.score_items(images, prompts)):
             if isinstance(score, ItemError):
@@ -184,6 +182,11 @@ class RewardModel(ABC):
             "device": self.device.type,
             "rewardzoo": __version__,
         }
+
+
+def _check_lengths(images: Sequence[Picture], prompts: Sequence[str]) -> None:
+    if len(images) != len(prompts):
+        raise ValueError(f"one prompt an image, got {len(images)} images and {len(prompts)} prompts")
 
 
 def as_rgb(image: Picture) -> Image.Image:

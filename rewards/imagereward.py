@@ -23,10 +23,8 @@ from rewardzoo.rewards._weights import load_strictly, read_checkpoint
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_MEAN, _STD = (
-    0.16717362830052426,
-    1.0333394966054072,
-)  # of the raw head over upstream's training set
+# Of the raw head over upstream's training set.
+_MEAN, _STD = 0.16717362830052426, 1.0333394966054072
 _MAX_TOKENS = 35  # upstream cuts prompts here
 _RECIPE = "imagereward/v1.0"
 
@@ -118,11 +116,7 @@ class ImageReward(RewardModel):
 
     def prepare_text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Tokenise to 35 word pieces, cut or padded: input_ids and attention_mask (U, 35)."""
-        encoded = self.tokenizer.encode_batch(list(prompts))
-        return {
-            "input_ids": torch.tensor([e.ids for e in encoded], dtype=torch.long),
-            "attention_mask": torch.tensor([e.attention_mask for e in encoded], dtype=torch.long),
-        }
+        return tokenize(self.tokenizer, prompts)
 
     def forward(self, batch: Batch) -> Tensor:
         """Score in standard deviations of upstream's training set, (B,); differentiable in the pixels."""
@@ -248,6 +242,15 @@ def rename_upstream(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                     break
             renamed[key] = tensor
     return renamed
+
+
+def tokenize(tokenizer: Tokenizer, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Return input_ids and attention_mask (U, L) of U prompts, as the tokenizer cuts and pads them."""
+    encoded = tokenizer.encode_batch(list(prompts))
+    return {
+        "input_ids": torch.tensor([e.ids for e in encoded], dtype=torch.long),
+        "attention_mask": torch.tensor([e.attention_mask for e in encoded], dtype=torch.long),
+    }
 
 
 def tokenizer(vocabulary: Path) -> Tokenizer:

@@ -16,7 +16,8 @@ class SceneProbe(nn.Module):
     """Reads off an image encoder what is where, so that it learns to see before it learns to judge.
 
     Stands in for the pre-training on billions of pictures that the big models start from. It is trained with
-    the encoder through the first half and thrown away. `cells` reads the patches, `scene` the pooled image.
+    the encoder through the first half and thrown away. `cells` reads the patches, `counts` and
+    `centers` the pooled image.
     """
 
     def __init__(self, patch_width: int, pooled_width: int) -> None:

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 import rewardzoo.rewards
 from rewardzoo.rewards import hpsv2, imagereward
-from rewardzoo.rewards._images import CLIP_MEAN, CLIP_STD
+from rewardzoo.rewards._images import normalize
 from rewardzoo.trainers.lab import VOCABULARY, triples
 from rewardzoo.trainers.lab.pair_batches import ImageBatch, Pairs, PairStream
 from rewardzoo.trainers.lab.seeing import SceneProbe, look_nearby
@@ -42,8 +42,7 @@ OUT = Path(rewardzoo.rewards.__file__).parent / "minis"
 
 def to_pixels(images: ImageBatch) -> Tensor:
     """Normalise uint8 (N, S, S, 3) as the rewards do: float32 (N, 3, S, S)."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255)
-    return (pixels - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
+    return normalize(torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255))
 
 
 def right_share(scores: Tensor) -> float:
@@ -258,17 +257,9 @@ def train_imagereward(out: Path, cycles: Sequence[int], pairs: int, seed: int) -
     layers = cast(Any, net.vision_model).encoder.layers
     places = cast(Any, net.vision_model).embeddings.position_embedding[0, 1:]
     look_nearby(places, (layer.self_attn.qkv.weight for layer in layers), GRID)
-
-    def encode(prompts: list[str]) -> dict[str, Tensor]:
-        encoded = own.encode_batch(prompts)
-        return {
-            "input_ids": torch.tensor([e.ids for e in encoded]),
-            "attention_mask": torch.tensor([e.attention_mask for e in encoded]),
-        }
-
     width = imagereward.MINI_CONFIG["vision"]["hidden_size"]
     probe = SceneProbe(width, width)
-    loss = partial(imagereward_loss, net, encode, probe)
+    loss = partial(imagereward_loss, net, partial(imagereward.tokenize, own), probe)
     train(net, probe, loss, cycles, pairs=pairs, seed=seed)
     save_file(net.state_dict(), out / "model.safetensors")
 
