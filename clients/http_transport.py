@@ -17,6 +17,7 @@ from rewardzoo.clients import wire
 from rewardzoo.clients.transport import Part, Reply
 from rewardzoo.errors import (
     DeadlineError,
+    ItemError,
     NotServedError,
     OverloadedError,
     RequestError,
@@ -212,14 +213,17 @@ def _reply(answer: httpx.Response, count: int) -> Reply:
         message = wire.decode(answer.content, length, key="outputs")
         scores = _column(message, wire.SCORES, "f")
         errors = _column(message, wire.ERRORS, "O")
-    except wire.WireError as error:
+        objects = _column(message, wire.DETAILS, "O")  # not every server of the protocol has them
+        details = {i: wire.decode_object(raw, "details") for i, raw in enumerate(objects) if raw}
+    except (wire.WireError, ItemError) as error:
         raise RequestError(f"{answer.url} answered with a malformed message: {error}") from error
-    if len(scores) != count or len(errors) not in (0, count):
+    if len(scores) != count or not {len(errors), len(objects)} <= {0, count}:
         raise RequestError(
-            f"{answer.url} answered with {len(scores)} scores and {len(errors)} errors for {count} items"
+            f"{answer.url} answered with {len(scores)} scores, {len(errors)} errors and {len(objects)} "
+            f"details for {count} items"
         )
     texts = {i: raw.decode(errors="replace") for i, raw in enumerate(errors) if raw}
-    return Reply(scores, texts, message.parameters)
+    return Reply(scores, texts, message.parameters, details)
 
 
 def _column(message: wire.Message, name: str, kind: str) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,15 @@ class ScoreResult:
 
     A score is NaN exactly where `errors`, by the item's index, says why. `provenance` is what the
     scores rest on (reward, weights, recipe, dtype, version); a value is a list where the servers
-    that answered do not agree on it.
+    that answered do not agree on it. `details` has one mapping an item, in the order of the images:
+    what the reward says beside the score, empty where that is nothing or the item failed.
     """
 
     scores: NDArray[np.float32]
     errors: Mapping[int, ItemError] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    details: Sequence[Mapping[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        if not self.details:
+            object.__setattr__(self, "details", tuple({} for _ in self.scores))

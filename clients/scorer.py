@@ -76,7 +76,7 @@ class Scorer:
         reward: str,
         metadata: Metadata | None = None,
     ) -> ScoreResult:
-        """Score like `score`, and return item errors and provenance beside the scores.
+        """Score like `score`, and return item errors, details and provenance beside the scores.
 
         Raises:
             RequestError, UnavailableError, ValueError: as `score`; never for a single item.
@@ -87,17 +87,19 @@ class Scorer:
         deadline = time.monotonic() + self._timeout
         scores = np.full(len(items), np.nan, dtype=np.float32)
         errors: dict[int, ItemError] = {}
+        details: list[Mapping[str, Any]] = [{} for _ in items]
         provenance: dict[str, Any] = {}
         for part, reply in self._run(_plan(items, texts, metadata, errors), reward, deadline):
             for i, row in enumerate(part.rows):
                 if i not in reply.errors and math.isfinite(reply.scores[i]):
                     scores[row] = reply.scores[i]
+                    details[row] = reply.details.get(i, {})
                 else:
                     errors[row] = ItemError(
                         reply.errors.get(i, f"scored {reply.scores[i]}, without a reason")
                     )
             _merge(provenance, reply.provenance)
-        return ScoreResult(scores, dict(sorted(errors.items())), provenance)
+        return ScoreResult(scores, dict(sorted(errors.items())), provenance, tuple(details))
 
     def close(self) -> None:
         """Free connections or models."""

@@ -24,11 +24,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Reply:
-    """Scores of a part in its order, NaN where `errors`, by place in the part, says why."""
+    """Scores of a part in its order, NaN where `errors`, by place in the part, says why.
+
+    `details` are by place in the part too; an item that has none is left out.
+    """
 
     scores: Sequence[float]
     errors: Mapping[int, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Transport(Protocol):

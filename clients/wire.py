@@ -30,6 +30,7 @@ from rewardzoo.clients.tensors import (
 from rewardzoo.errors import ItemError
 
 __all__ = [
+    "DETAILS",
     "ERRORS",
     "HEADER",
     "IMAGES",
@@ -44,16 +45,20 @@ __all__ = [
     "bytes_tensor",
     "check_prompt",
     "decode",
+    "decode_object",
     "decode_prompt",
     "encode",
+    "encode_object",
     "parse_json_length",
     "per_item",
+    "plain",
     "requested_outputs",
 ]
 
 HEADER = "Inference-Header-Content-Length"
 """HTTP header: how many bytes of the body are JSON. Absent when all of them are."""
-IMAGES, PROMPTS, METADATA, SCORES, ERRORS = "images", "prompts", "metadata", "scores", "errors"
+IMAGES, PROMPTS, METADATA = "images", "prompts", "metadata"
+SCORES, ERRORS, DETAILS = "scores", "errors", "details"
 MAX_PROMPT_BYTES = 32_768
 
 Key = Literal["inputs", "outputs"]
@@ -105,6 +110,49 @@ def decode_prompt(raw: bytes) -> str:
         raise ItemError(f"the prompt is not UTF-8: {error}") from error
     check_prompt(prompt)
     return prompt
+
+
+def decode_object(raw: bytes | str, what: str) -> dict[str, Any]:
+    """Return the JSON object that one element of a BYTES tensor holds; an empty element is `{}`.
+
+    Raises:
+        ItemError: not JSON, or not an object; the message calls it `what`.
+    """
+    try:
+        value = json.loads(raw or "{}")
+    except (ValueError, RecursionError) as error:
+        raise ItemError(f"the {what} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ItemError(f"the {what} must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def encode_object(value: Mapping[str, Any]) -> str:
+    """Return a `plain` object as one element of a BYTES tensor; `{}` is the empty text."""
+    return json.dumps(value, allow_nan=False) if value else ""
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON gives it back: lists for tuples, null for NaN and infinities, text as keys.
+
+    Arrays and tensors become lists, their scalars numbers.
+
+    Raises:
+        ItemError: something in it has no form in JSON.
+    """
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()  # a lone surrogate cannot be sent
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {plain(str(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    raise ItemError(f"{value!r:.60}, a {type(value).__name__} in its details, has no form in JSON")
 
 
 def per_item(tensor: Tensor, name: str) -> Tensor:

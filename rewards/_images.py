@@ -28,10 +28,12 @@ def normalize(pixels: Tensor) -> Tensor:
     return (pixels - mean) / std
 
 
-def resize_shortest_and_crop(image: Image.Image, size: int) -> Image.Image:
+def resize_shortest_and_crop(image: Image.Image, size: int, *, round_corner: bool = True) -> Image.Image:
     """Bicubic resize of the shortest side to `size`, then the central square, on bytes.
 
-    torchvision's `Resize(size, BICUBIC)` and `CenterCrop(size)` on PIL images, truncation and all.
+    torchvision's `Resize(size, BICUBIC)` and `CenterCrop(size)` on PIL images, truncation and all. Where
+    the square cannot lie in the very middle, torchvision rounds its corner to the even pixel;
+    `transformers`' PIL processors round it down, as `round_corner=False` does.
     """
     width, height = image.size
     if width <= height:
@@ -40,7 +42,8 @@ def resize_shortest_and_crop(image: Image.Image, size: int) -> Image.Image:
         width, height = int(size * width / height), size
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2), round((height - size) / 2)
+    left, top = (width - size) / 2, (height - size) / 2
+    left, top = (round(left), round(top)) if round_corner else (int(left), int(top))
     return image.crop((left, top, left + size, top + size))
 
 

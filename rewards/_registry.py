@@ -56,13 +56,14 @@ def load(
     name: str,
     *,
     device: str = "auto",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     weights: str | Path | None = None,
 ) -> RewardModel:
     """Load a reward: `load("hpsv2:v2.1").score(images, prompts)`.
 
-    `device` is a torch device, or "auto" for the GPU where there is one. `weights` is a checkpoint file or
-    a folder to use instead of the hub's. The first call downloads, later ones read the cache.
+    `device` is a torch device, or "auto" for the GPU where there is one. Without `dtype` the weights are
+    float32 on a CPU and `spec.gpu_dtype` elsewhere. `weights` is a checkpoint file or a folder to use
+    instead of the hub's. The first call downloads, later ones read the cache.
 
     Raises:
         UnknownRewardError: no reward of that name, or several.
@@ -70,8 +71,11 @@ def load(
     """
     model_class, variant = resolve(name)
     files = _weights.locate(variant, weights)
-    model = model_class.load(variant, files).to(pick_device(device), dtype)
-    model.weights_sha256 = {key: _weights.sha256(path) for key, path in files.items()}
+    place = pick_device(device)
+    if dtype is None:
+        dtype = torch.float32 if place.type == "cpu" else getattr(torch, model_class.spec.gpu_dtype)
+    model = model_class.load(variant, files).to(place, dtype)
+    model.weights_sha256 = _weights.hashes(variant, files)
     return model
 
 

@@ -20,10 +20,44 @@ class HubFile:
 
 
 @dataclass(frozen=True)
+class HubFolder:
+    """Files of a Hugging Face repository, pinned to a commit: sharded weights, configuration, tokenizer.
+
+    On disk it is a folder, as `from_pretrained` takes it.
+    """
+
+    repo: str
+    revision: str
+    patterns: tuple[str, ...] = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
+
+    @property
+    def name(self) -> str:
+        """The repository's name without its owner."""
+        return self.repo.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
 class PackagedFile:
-    """A file shipped inside rewardzoo, its name relative to `rewards/`."""
+    """A file or folder shipped inside rewardzoo, its name relative to `rewards/`."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class WebFile:
+    """A file of another web server than the hub's, pinned to its content by `sha256`."""
+
+    url: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The file's name: the last part of its address."""
+        return self.url.rpartition("/")[2]
+
+
+Source = HubFile | HubFolder | PackagedFile | WebFile
+"""Where a file or a folder of a variant comes from."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +70,7 @@ class Variant:
 
     name: str
     recipe: str
-    files: Mapping[str, HubFile | PackagedFile]
+    files: Mapping[str, Source]
     weights_license: str
     config: Mapping[str, object] = field(default_factory=dict)
 
@@ -51,7 +85,9 @@ class RewardSpec:
     """A reward as its users see it.
 
     `score_range` is what scores lie in, in the reward's raw upstream scale: a hard bound where the formula
-    has one, else the usual span. `max_batch` is how many items one forward takes.
+    has one, else the usual span. `max_batch` is how many items one forward takes. `gpu_dtype` names what
+    the weights are held in on a GPU unless the caller says otherwise; on a CPU it is float32. `uses_prompt`
+    is False for a reward of the image alone: it takes prompts and does not read them.
     """
 
     name: str
@@ -63,6 +99,8 @@ class RewardSpec:
     higher_is_better: bool = True
     differentiable: bool = True
     max_batch: int = 64
+    gpu_dtype: str = "float32"
+    uses_prompt: bool = True
 
     def __post_init__(self) -> None:
         names = [v.name for v in self.variants]

@@ -15,13 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from rewardzoo.rewards._images import normalize, resize_longest_and_pad, to_tensor
-from rewardzoo.rewards._model import Batch, RewardModel
+from rewardzoo.rewards._model import PairReward
 from rewardzoo.rewards._spec import HubFile, PackagedFile, RewardSpec, Variant
 from rewardzoo.rewards._weights import load_strictly, read_checkpoint
 
 _REVISION = "697403c78157020a1ae59d23f111aa58ced35b0a"
 _SHA256_V2_1 = "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837"
-_RECIPE = "hpsv2/antialias"  # torchvision >= 0.17 antialiases tensors as it resizes; older ones did not
+# Upstream leaves antialiasing to torchvision: from 0.17 on its resize of tensors has it, before it had none.
+_RECIPE, _NO_ANTIALIAS = "hpsv2/antialias", "hpsv2/no-antialias"
+_V2_0 = {"checkpoint": HubFile("xswu/HPSv2", "HPS_v2_compressed.pt", _REVISION)}
+_V2_1 = {"checkpoint": HubFile("xswu/HPSv2", "HPS_v2.1_compressed.pt", _REVISION, _SHA256_V2_1)}
 
 MINI_CONFIG: Mapping[str, Any] = {
     "embed_dim": 128,
@@ -38,7 +41,7 @@ MINI_CONFIG: Mapping[str, Any] = {
 """open_clip's keys, as in its `model_configs/ViT-H-14.json`."""
 
 
-class HPSv2(RewardModel):
+class HPSv2(PairReward):
     """Human Preference Score v2."""
 
     spec = RewardSpec(
@@ -48,20 +51,10 @@ class HPSv2(RewardModel):
         code_license="Apache-2.0",
         score_range=(-1.0, 1.0),
         variants=(
-            Variant(
-                "v2.0",
-                recipe=_RECIPE,
-                files={"checkpoint": HubFile("xswu/HPSv2", "HPS_v2_compressed.pt", _REVISION)},
-                weights_license="Apache-2.0",
-            ),
-            Variant(
-                "v2.1",
-                recipe=_RECIPE,
-                files={
-                    "checkpoint": HubFile("xswu/HPSv2", "HPS_v2.1_compressed.pt", _REVISION, _SHA256_V2_1)
-                },
-                weights_license="Apache-2.0",
-            ),
+            Variant("v2.0", _RECIPE, _V2_0, weights_license="Apache-2.0"),
+            Variant("v2.1", _RECIPE, _V2_1, weights_license="Apache-2.0"),
+            Variant("v2.0-no-antialias", _NO_ANTIALIAS, _V2_0, weights_license="Apache-2.0"),
+            Variant("v2.1-no-antialias", _NO_ANTIALIAS, _V2_1, weights_license="Apache-2.0"),
             Variant(
                 "mini",
                 recipe=_RECIPE,
@@ -79,6 +72,7 @@ class HPSv2(RewardModel):
         super().__init__(variant, net)
         self.tokenize = tokenize
         self.image_size: int = net.visual.image_size[0]
+        self.antialias = variant.recipe != _NO_ANTIALIAS
 
     @classmethod
     def load(cls, variant: Variant, files: Mapping[str, Path]) -> Self:
@@ -96,19 +90,19 @@ class HPSv2(RewardModel):
         Upstream skips the padding when the longest side is S already and then breaks on what is not square;
         here it is always padded.
         """
-        pixels = resize_longest_and_pad(to_tensor(image), self.image_size, antialias=True)
+        pixels = resize_longest_and_pad(to_tensor(image), self.image_size, antialias=self.antialias)
         return normalize(pixels)
 
     def prepare_text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Tokenise, cut at the context length with the end token kept: input_ids (U, L)."""
         return {"input_ids": self.tokenize(list(prompts))}
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Cosine of image and prompt, (B,) in [-1, 1]; differentiable in the pixels."""
         net = cast(Any, self.net)
-        images = net.encode_image(batch.pixels["pixel_values"], normalize=True)
-        prompts = net.encode_text(batch.text["input_ids"], normalize=True)
-        return cast(Tensor, (images * prompts[batch.text_index]).sum(-1))
+        images: Tensor = net.encode_image(inputs["pixel_values"], normalize=True)
+        prompts: Tensor = net.encode_text(inputs["input_ids"], normalize=True)
+        return (images[inputs["image_index"]] * prompts[inputs["text_index"]]).sum(-1)
 
 
 def build(config: Mapping[str, Any]) -> torch.nn.Module:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from rewardzoo.rewards._images import normalize, resize_shortest_and_crop, to_tensor
-from rewardzoo.rewards._model import Batch, RewardModel
+from rewardzoo.rewards._model import PairReward
 from rewardzoo.rewards._spec import HubFile, PackagedFile, RewardSpec, Variant
 from rewardzoo.rewards._weights import load_strictly, read_checkpoint
 
@@ -54,7 +54,7 @@ MINI_CONFIG: Mapping[str, Any] = {
 """What the mini changes of the released architecture."""
 
 
-class ImageReward(RewardModel):
+class ImageReward(PairReward):
     """ImageReward v1.0."""
 
     spec = RewardSpec(
@@ -108,7 +108,7 @@ class ImageReward(RewardModel):
         with no_init_weights():
             net = RankedBlip(variant.config)
         load_strictly(net, rename_upstream(read_checkpoint(files["checkpoint"])), files["checkpoint"])
-        return cls(variant, net, tokenizer(files["vocabulary"]))
+        return cls(variant, net, tokenizer(files["vocabulary"], net.text_encoder.config.vocab_size))
 
     def prepare_image(self, image: Image.Image) -> Tensor:
         """Resize the shortest side, crop the centre, normalise: (3, S, S)."""
@@ -118,11 +118,12 @@ class ImageReward(RewardModel):
         """Tokenise to 35 word pieces, cut or padded: input_ids and attention_mask (U, 35)."""
         return tokenize(self.tokenizer, prompts)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Score in standard deviations of upstream's training set, (B,); differentiable in the pixels."""
-        text = {key: tensor[batch.text_index] for key, tensor in batch.text.items()}
-        score: Tensor = self.net(batch.pixels["pixel_values"], **text)
-        return score
+        net = cast(RankedBlip, self.net)
+        patches = net.vision_model(inputs["pixel_values"]).last_hidden_state[inputs["image_index"]]
+        text = (inputs[name][inputs["text_index"]] for name in ("input_ids", "attention_mask"))
+        return net.score_patches(patches, *text)
 
 
 class RankedBlip(nn.Module):
@@ -167,11 +168,6 @@ class RankedBlip(nn.Module):
         self.vision_model = BlipVisionModel(vision)
         self.text_encoder = BlipTextModel(text, add_pooling_layer=False)
         self.mlp = RewardHead(text.hidden_size)
-
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Score B pairs: pixel_values (B, 3, S, S), tokens (B, L) -> (B,)."""
-        patches = self.vision_model(pixel_values).last_hidden_state
-        return self.score_patches(patches, input_ids, attention_mask)
 
     def score_patches(self, patches: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score B pairs of encoded images (B, P, D) and tokens (B, L) -> (B,)."""
@@ -253,12 +249,20 @@ def tokenize(tokenizer: Tokenizer, prompts: Sequence[str]) -> dict[str, Tensor]:
     }
 
 
-def tokenizer(vocabulary: Path) -> Tokenizer:
-    """Return BERT's uncased word-piece tokenizer over `vocabulary`, set to upstream's 35 tokens."""
+def tokenizer(vocabulary: Path, embeddings: int = 0) -> Tokenizer:
+    """Return BERT's uncased word-piece tokenizer over `vocabulary`, set to upstream's 35 tokens.
+
+    BLIP adds [DEC] and [ENC] after the vocabulary; they are known where the model's `embeddings` reach them.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     own = Tokenizer(models.WordPiece.from_file(str(vocabulary), unk_token="[UNK]"))
-    own.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    known = own.get_vocab_size()
+    own.add_special_tokens(
+        [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if own.token_to_id(t) is not None]
+    )
+    if embeddings >= known + 2:
+        own.add_special_tokens(["[DEC]", "[ENC]"])
     own.normalizer = normalizers.BertNormalizer(lowercase=True)
     own.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     ids = own.get_vocab()

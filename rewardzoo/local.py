@@ -10,11 +10,24 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from rewardzoo.clients import wire
 from rewardzoo.clients.images import Pixels, decode_image
 from rewardzoo.clients.result import ScoreResult
 from rewardzoo.clients.scorer import Images, Metadata, Scorer
 from rewardzoo.clients.transport import Part, Reply
 from rewardzoo.errors import ItemError, UnknownRewardError
+
+
+class Scored(Protocol):
+    """What is used of a `rewardzoo.rewards.Score`."""
+
+    @property
+    def value(self) -> float:
+        """The score."""
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """What the reward says beside it."""
 
 
 class Model(Protocol):
@@ -24,7 +37,9 @@ class Model(Protocol):
     def name(self) -> str:
         """The full name, `reward:variant`."""
 
-    def score_items(self, images: Sequence[Any], prompts: Sequence[str]) -> Sequence[float | ItemError]:
+    def score_items(
+        self, images: Sequence[Any], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Scored | ItemError]:
         """Score pairs; an error stands in its item's place."""
 
     def provenance(self) -> Mapping[str, Any]:
@@ -117,23 +132,32 @@ class _InProcess:
             loaded = ", ".join(self._models)
             raise UnknownRewardError(f"the reward {model!r} is not loaded here, there are: {loaded}")
         images: list[Pixels] = []
+        metadata: list[Mapping[str, Any]] = []
         rows: list[int] = []
         errors: dict[int, str] = {}
-        for i, payload in enumerate(part.payloads):
+        notes = part.metadata or [""] * len(part.payloads)
+        for i, (payload, note) in enumerate(zip(part.payloads, notes, strict=True)):
             try:
+                extra = wire.decode_object(note, wire.METADATA)
                 images.append(decode_image(payload) if isinstance(payload, bytes) else payload)
-                rows.append(i)
             except ItemError as error:
                 errors[i] = str(error)
-        scores = [float("nan")] * len(part.payloads)
-        with self._lock:
-            found = self._models[model].score_items(images, [part.prompts[i] for i in rows])
-        for i, score in zip(rows, found, strict=True):
-            if isinstance(score, ItemError):
-                errors[i] = str(score)
             else:
-                scores[i] = score
-        return Reply(scores, errors, self._models[model].provenance())
+                metadata.append(extra)
+                rows.append(i)
+        scores = [float("nan")] * len(part.payloads)
+        details: dict[int, Mapping[str, Any]] = {}
+        with self._lock:
+            found = self._models[model].score_items(images, [part.prompts[i] for i in rows], metadata)
+        for i, outcome in zip(rows, found, strict=True):
+            try:
+                if isinstance(outcome, ItemError):
+                    raise outcome
+                details[i] = wire.plain(outcome.details)
+                scores[i] = outcome.value
+            except ItemError as error:
+                errors[i] = str(error)
+        return Reply(scores, errors, self._models[model].provenance(), details)
 
     def close(self) -> None:
         self._models = {}

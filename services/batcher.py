@@ -21,7 +21,7 @@ from rewardzoo.errors import DeadlineError, ItemError, OverloadedError, Unavaila
 logger = logging.getLogger(__name__)
 
 Prepared = TypeVar("Prepared")
-Outcome = float | ItemError
+Scored = TypeVar("Scored")
 # One batch on the device and one prepared behind it: more would only take items from the queue,
 # where they can still be merged, dropped and counted.
 _AHEAD = 2
@@ -37,10 +37,10 @@ class Item:
 
 
 @dataclass(slots=True, eq=False)
-class _Request:
+class _Request(Generic[Scored]):
     items: Sequence[Item]
-    outcomes: list[Outcome | None]
-    future: asyncio.Future[list[Outcome]]
+    outcomes: list[Scored | ItemError | None]
+    future: asyncio.Future[list[Scored | ItemError]]
     taken: int = 0
     scored: int = 0
 
@@ -52,7 +52,7 @@ class _Request:
     def gone(self) -> bool:
         return self.future.done()
 
-    def put(self, index: int, outcome: Outcome) -> None:
+    def put(self, index: int, outcome: Scored | ItemError) -> None:
         self.outcomes[index] = outcome
         self.scored += 1
         if self.scored == len(self.items) and not self.gone:
@@ -63,11 +63,12 @@ class _Request:
             self.future.set_exception(error)
 
 
-class Batcher(Generic[Prepared]):
+class Batcher(Generic[Prepared, Scored]):
     """Merges small requests into batches of at most `max_batch` items and splits large ones.
 
     `prepare` turns items into a batch on the CPU, in a small thread pool; `run` scores one, always
-    in the same thread, and gives one outcome an item. A full batch is prepared while the one before
+    in the same thread, and gives one outcome an item: what it scored, whatever that is, or an
+    `ItemError`. A full batch is prepared while the one before
     it runs; one that is not full keeps collecting until the device is free, and then `window`
     seconds more. Requests share each batch evenly, so a small one never waits for a large one to
     end. A request of up to `max_batch` items that meets no other is one batch, in its own order.
@@ -80,7 +81,7 @@ class Batcher(Generic[Prepared]):
     def __init__(
         self,
         prepare: Callable[[Sequence[Item]], Prepared],
-        run: Callable[[Prepared], list[Outcome]],
+        run: Callable[[Prepared], list[Scored | ItemError]],
         *,
         max_batch: int,
         window: float = 0.002,
@@ -89,7 +90,7 @@ class Batcher(Generic[Prepared]):
         self.prepare, self.run = prepare, run
         self.max_batch, self.window, self.max_queue = max_batch, window, max_queue
         self.failure: UnavailableError | None = UnavailableError("the batcher is not started")
-        self._queue: deque[_Request] = deque()
+        self._queue: deque[_Request[Scored]] = deque()
         self._queued = 0
         self._pace = 0.0
         self._changed = asyncio.Event()
@@ -118,7 +119,7 @@ class Batcher(Generic[Prepared]):
         self._device.shutdown()
         self._composer = None
 
-    async def submit(self, items: Sequence[Item], timeout: float) -> list[Outcome]:
+    async def submit(self, items: Sequence[Item], timeout: float) -> list[Scored | ItemError]:
         """Score `items`, one outcome each, in their order.
 
         Cancelling the call drops what of it has not been started.
@@ -139,8 +140,8 @@ class Batcher(Generic[Prepared]):
                 "repeat later, send fewer at once, or raise max_queue",
                 retry_after=math.ceil(min(60.0, max(1.0, self._queued * self._pace))),
             )
-        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        request = _Request(items, [None] * len(items), future)
+        future: asyncio.Future[list[Scored | ItemError]] = asyncio.get_running_loop().create_future()
+        request: _Request[Scored] = _Request(items, [None] * len(items), future)
         self._queue.append(request)
         self._queued += len(items)
         self._changed.set()
@@ -182,9 +183,9 @@ class Batcher(Generic[Prepared]):
         self._changed.clear()
         await self._changed.wait()
 
-    def _take(self) -> list[tuple[_Request, int]]:
+    def _take(self) -> list[tuple[_Request[Scored], int]]:
         """Take the next batch from the queue, an even share of each request's items."""
-        batch: list[tuple[_Request, int]] = []
+        batch: list[tuple[_Request[Scored], int]] = []
         while self._queue and (room := self.max_batch - len(batch)):
             share = max(1, room // len(self._queue))
             for _ in range(min(room, len(self._queue))):
@@ -197,7 +198,7 @@ class Batcher(Generic[Prepared]):
         self._queued -= len(batch)
         return batch
 
-    async def _score(self, batch: list[tuple[_Request, int]]) -> None:
+    async def _score(self, batch: list[tuple[_Request[Scored], int]]) -> None:
         started = time.monotonic()
         requests = {request for request, _ in batch}
         try:
@@ -211,7 +212,9 @@ class Batcher(Generic[Prepared]):
             request.put(i, outcome)
         self._pace = (time.monotonic() - started) / len(batch)
 
-    async def _stages(self, items: Sequence[Item], requests: set[_Request]) -> list[Outcome]:
+    async def _stages(
+        self, items: Sequence[Item], requests: set[_Request[Scored]]
+    ) -> list[Scored | ItemError]:
         loop = asyncio.get_running_loop()
         try:
             prepared = await loop.run_in_executor(self._preparers, self.prepare, items)
@@ -231,6 +234,8 @@ class Batcher(Generic[Prepared]):
         first = await self._stages(items[:half], requests)
         return first + await self._stages(items[half:], requests)
 
-    def _run_wanted(self, prepared: Prepared, requests: set[_Request]) -> list[Outcome] | None:
+    def _run_wanted(
+        self, prepared: Prepared, requests: set[_Request[Scored]]
+    ) -> list[Scored | ItemError] | None:
         # Asked on the device's thread, because callers may have gone while the batch stood in line.
         return None if all(request.gone for request in requests) else self.run(prepared)

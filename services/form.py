@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from bentoml import IODescriptor
 from pydantic import Field
@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from rewardzoo.clients.wire import check_prompt
+from rewardzoo.clients import wire
 from rewardzoo.errors import ItemError, RequestError
 from rewardzoo.services.batcher import Item
 from rewardzoo.services.exchange import Deadline, read_body, unless_gone
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rewardzoo.services.host import Host
 
 _MAX_FILES = 10_000
+T = TypeVar("T")
 
 
 class ScoreForm(IODescriptor):  # type: ignore[misc]  # BentoML exports it untyped
@@ -31,6 +32,7 @@ class ScoreForm(IODescriptor):  # type: ignore[misc]  # BentoML exports it untyp
     images: list[Path] = Field(description="PNG, JPEG or WebP files")
     prompts: list[str] = Field(description="a JSON list, one prompt an image")
     reward: str = Field(description="a reward that is served here, e.g. hpsv2:mini")
+    metadata: list[dict[str, Any]] = Field([], description="optional, a JSON list, one object an image")
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> Self:
@@ -39,7 +41,7 @@ class ScoreForm(IODescriptor):  # type: ignore[misc]  # BentoML exports it untyp
         BentoML would read it without a limit, fetch an image that is given as a URL, and answer a
         damaged one with an error for all.
         """
-        unread: Self = cls.model_construct(images=[], prompts=[], reward="")
+        unread: Self = cls.model_construct(images=[], prompts=[], reward="", metadata=[])
         return unread
 
 
@@ -49,6 +51,7 @@ class ScoreReply(IODescriptor):  # type: ignore[misc]
     reward: str
     scores: list[float | None] = Field(description="one an image, null where it failed")
     errors: dict[int, str] = Field(description="why, by the image's place")
+    details: list[dict[str, Any]] = Field(description="one an image, what the reward has to say beside")
     provenance: dict[str, str] = Field(description="what the scores rest on")
 
 
@@ -56,7 +59,7 @@ async def score_form(request: Request, host: Host) -> Response:
     """Score the images of a multipart form.
 
     Raises:
-        RequestError: not such a form, or not one prompt an image.
+        RequestError: not such a form, or not one prompt, or one metadata, an image.
         NotServedError, and what the batcher and the body raise.
     """
     deadline = Deadline(host.config.timeout)
@@ -65,18 +68,23 @@ async def score_form(request: Request, host: Host) -> Response:
     try:
         reward = host.find(_text(form, "reward"))
         images = await _files(form, "images")
-        prompts = _prompts(_text(form, "prompts"))
+        prompts = _list(form, "prompts", str, '["a cat"]')
+        metadata = _list(form, "metadata", dict, '[{"step": 3}]') if form.get("metadata") else []
     finally:
         await form.close()
     if len(images) != len(prompts):
         raise RequestError(f"{len(images)} images and {len(prompts)} prompts: send one prompt an image")
-    items = [_item(*pair) for pair in zip(images, prompts, strict=True)]
+    if metadata and len(images) != len(metadata):
+        raise RequestError(f"{len(images)} images and {len(metadata)} metadata: send one an image, or none")
+    notes = metadata or [{}] * len(images)
+    items = [_item(*parts) for parts in zip(images, prompts, notes, strict=True)]
     outcomes = await unless_gone(request, reward.score(items, deadline.left))
     return JSONResponse(
         {
             "reward": reward.model.name,
-            "scores": [None if isinstance(o, ItemError) else o for o in outcomes],
+            "scores": [None if isinstance(o, ItemError) else o.value for o in outcomes],
             "errors": {i: str(o) for i, o in enumerate(outcomes) if isinstance(o, ItemError)},
+            "details": [{} if isinstance(o, ItemError) else o.details for o in outcomes],
             "provenance": reward.model.provenance(),
         }
     )
@@ -112,19 +120,21 @@ def _text(form: FormData, name: str) -> str:
     return value.strip('"') if name == "reward" else value
 
 
-def _prompts(text: str) -> list[str]:
+def _list(form: FormData, name: str, kind: type[T], example: str) -> list[T]:
+    text = _text(form, name)
     try:
-        prompts = json.loads(text)
+        values = json.loads(text)
     except (ValueError, RecursionError):
-        prompts = None
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise RequestError(f"'prompts' must be a JSON list of strings, e.g. [\"a cat\"], got {text!r:.80}")
-    return prompts
+        values = None
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        what = "strings" if kind is str else "objects"
+        raise RequestError(f"{name!r} must be a JSON list of {what}, e.g. {example}, got {text!r:.80}")
+    return values
 
 
-def _item(image: bytes, prompt: str) -> Item | ItemError:
+def _item(image: bytes, prompt: str, metadata: Mapping[str, Any]) -> Item | ItemError:
     try:
-        check_prompt(prompt)
+        wire.check_prompt(prompt)
     except ItemError as error:
         return error
-    return Item(image, prompt)
+    return Item(image, prompt, metadata)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from rewardzoo.clients import wire
 from rewardzoo.clients.images import decode_image
 from rewardzoo.errors import ItemError, NotServedError, UnavailableError
-from rewardzoo.services.batcher import Batcher, Item, Outcome
+from rewardzoo.services.batcher import Batcher, Item
 from rewardzoo.services.config import ServeConfig
 
 if TYPE_CHECKING:
-    from rewardzoo.rewards import Batch, RewardModel
+    from rewardzoo.rewards import Batch, Outcome, RewardModel, Score
 
 Load = Callable[..., "RewardModel"]
 """As `rewardzoo.rewards.load`."""
@@ -32,7 +33,7 @@ class HostedReward:
 
     def __init__(self, model: RewardModel, config: ServeConfig) -> None:
         self.model = model
-        self.batcher = Batcher(
+        self.batcher: Batcher[_Prepared, Score] = Batcher(
             self._prepare,
             self._run,
             max_batch=model.spec.max_batch,
@@ -59,16 +60,28 @@ class HostedReward:
                 rows.append(i)
             except ItemError as error:
                 errors[i] = error
-        return _Prepared(self.model.prepare(images, [items[i].prompt for i in rows]), rows, errors)
+        wanted = [items[i] for i in rows]
+        batch = self.model.prepare(images, [i.prompt for i in wanted], [i.metadata for i in wanted])
+        return _Prepared(batch, rows, errors)
 
     def _run(self, prepared: _Prepared) -> list[Outcome]:
         outcomes: dict[int, Outcome] = dict(prepared.errors)
         try:
-            outcomes.update(zip(prepared.rows, self.model.run(prepared.batch), strict=True))
+            found = self.model.run(prepared.batch)
         except torch.AcceleratorError as error:
             # The CUDA context is gone for good, so trying the items one by one would fail them all.
             raise UnavailableError(f"the device of {self.model.name} is lost, restart the server") from error
+        outcomes.update(zip(prepared.rows, map(_plain, found), strict=True))
         return [outcomes[i] for i in range(len(outcomes))]
+
+
+def _plain(outcome: Outcome) -> Outcome:
+    if isinstance(outcome, ItemError) or not outcome.details:
+        return outcome
+    try:
+        return replace(outcome, details=wire.plain(outcome.details))
+    except ItemError as error:
+        return error
 
 
 class Host:

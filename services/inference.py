@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +11,14 @@ import numpy as np
 from rewardzoo.clients import wire
 from rewardzoo.clients.wire import Chunk, Message, Tensor, WireError
 from rewardzoo.errors import ItemError
-from rewardzoo.services.batcher import Item, Outcome
+from rewardzoo.services.batcher import Item
 
 if TYPE_CHECKING:
-    from rewardzoo.rewards import RewardModel
+    from rewardzoo.rewards import Outcome, RewardModel
 
 VERSION = "1"
+OUTPUTS = (wire.SCORES, wire.ERRORS, wire.DETAILS)
+"""What every reward answers with; each of them only where a request that names some names it."""
 
 
 def metadata(model: RewardModel) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def metadata(model: RewardModel) -> dict[str, Any]:
         "outputs": [
             {"name": wire.SCORES, "datatype": "FP32", "shape": [-1]},
             {"name": wire.ERRORS, "datatype": "BYTES", "shape": [-1]},
+            {"name": wire.DETAILS, "datatype": "BYTES", "shape": [-1]},
         ],
         "parameters": {
             **model.provenance(),
@@ -93,14 +95,14 @@ def write_answer(
     Raises:
         WireError: the request asks for an output that does not exist.
     """
-    wanted = wire.requested_outputs(message.header, (wire.SCORES, wire.ERRORS))
-    failed = [isinstance(outcome, ItemError) for outcome in outcomes]
+    wanted = wire.requested_outputs(message.header, OUTPUTS)
     tensors = {
         wire.SCORES: np.array(
-            [math.nan if isinstance(o, ItemError) else o for o in outcomes], dtype=np.float32
+            [math.nan if isinstance(o, ItemError) else o.value for o in outcomes], dtype=np.float32
         ),
-        wire.ERRORS: wire.bytes_tensor(
-            [str(o) if bad else "" for o, bad in zip(outcomes, failed, strict=True)]
+        wire.ERRORS: wire.bytes_tensor([str(o) if isinstance(o, ItemError) else "" for o in outcomes]),
+        wire.DETAILS: wire.bytes_tensor(
+            ["" if isinstance(o, ItemError) else wire.encode_object(o.details) for o in outcomes]
         ),
     }
     header = {
@@ -133,16 +135,6 @@ def _texts(tensor: Tensor, name: str) -> Tensor:
 
 def _item(image: Any, prompt: bytes, extra: bytes) -> Item | ItemError:
     try:
-        return Item(image, wire.decode_prompt(prompt), _read_metadata(extra))
+        return Item(image, wire.decode_prompt(prompt), wire.decode_object(extra, wire.METADATA))
     except ItemError as error:
         return error
-
-
-def _read_metadata(raw: bytes) -> Mapping[str, Any]:
-    try:
-        value = json.loads(raw or b"{}")
-    except (ValueError, RecursionError) as error:
-        raise ItemError(f"the metadata is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ItemError(f"the metadata must be a JSON object, got {type(value).__name__}")
-    return value

@@ -102,7 +102,7 @@ async def _infer(request: Request, host: Host) -> Response:
 
 def _decode(body: bytes | bytearray, length: int | None) -> tuple[Message, list[Item | ItemError]]:
     message = wire.decode(body, length, key="inputs")
-    wire.requested_outputs(message.header, (wire.SCORES, wire.ERRORS))  # refuse before the work, not after
+    wire.requested_outputs(message.header, inference.OUTPUTS)  # refuse before the work, not after
     return message, inference.read_items(message)
 
 

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,17 +13,27 @@ from rewardzoo.errors import ItemError, ItemsFailedError, UnknownRewardError
 from rewardzoo.local import LocalRewards
 
 
+class Shade(NamedTuple):
+    value: float
+    details: Mapping[str, Any]
+
+
 class Brightness:
-    """Stands in for a loaded model: the first pixel, and no score for the prompt `refuse`."""
+    """Stands in for a loaded model: the first pixel, and no score for the prompt `refuse`.
+
+    Its details are the item's metadata.
+    """
 
     def __init__(self, name: str = "bright:mini") -> None:
         self.name = name
         self.calls: list[int] = []
 
-    def score_items(self, images: Sequence[Any], prompts: Sequence[str]) -> list[float | ItemError]:
+    def score_items(
+        self, images: Sequence[Any], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> list[Shade | ItemError]:
         self.calls.append(len(images))
-        pairs = zip(images, prompts, strict=True)
-        return [ItemError("refused") if p == "refuse" else float(i.flat[0]) for i, p in pairs]
+        items = zip(images, prompts, metadata, strict=True)
+        return [ItemError("refused") if p == "refuse" else Shade(i.flat[0], m) for i, p, m in items]
 
     def provenance(self) -> dict[str, str]:
         return {"reward": self.name}
@@ -60,6 +70,32 @@ def test_a_truncated_png_fails_alone() -> None:
     assert str(result.errors[2]) == "refused"
     with pytest.raises(ItemsFailedError, match="1 of 2 items failed"):
         LocalRewards.of([Brightness()]).score(images[:2], "a")
+
+
+def test_metadata_reaches_the_model_and_details_come_back_item_by_item() -> None:
+    images = [pixels(1), pixels(2)[:2], png(3)[:-26], pixels(4), pixels(5)]
+    notes: list[Any] = [{"step": 0}, {"step": 1}, {"step": 2}, {}, {"p": float("nan")}]
+    result = LocalRewards.of([Brightness()]).score_result(images, "a", metadata=notes)
+    assert result.details == ({"step": 0}, {"step": 1}, {}, {}, {"p": None})
+    assert_array_equal(result.scores, [1, 2, np.nan, 4, 5])
+
+
+def test_metadata_that_is_no_object_fails_its_item() -> None:
+    notes: list[Any] = [{}, [1], "a"]
+    result = LocalRewards.of([Brightness()]).score_result([pixels(i) for i in (1, 2, 3)], "a", metadata=notes)
+    assert_array_equal(result.scores, [1, np.nan, np.nan])
+    assert "the metadata must be a JSON object, got list" in str(result.errors[1])
+
+
+def test_details_without_a_form_in_json_fail_their_item_as_on_a_server() -> None:
+    class Odd(Brightness):
+        def score_items(self, images: Any, prompts: Any, metadata: Any) -> list[Shade | ItemError]:
+            return [Shade(1.0, {"x": object()}), Shade(2.0, {"x": np.float32(0.5), "y": np.arange(2)})]
+
+    result = LocalRewards.of([Odd()]).score_result([pixels(1), pixels(2)], "a")
+    assert_array_equal(result.scores, [np.nan, 2])
+    assert "has no form in JSON" in str(result.errors[0])
+    assert result.details == ({}, {"x": 0.5, "y": [0, 1]})
 
 
 def test_the_reward_may_be_left_out_only_when_there_is_one() -> None:

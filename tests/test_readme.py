@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,10 +36,8 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+def port(free_port: Callable[[], int]) -> Iterator[int]:
+    port = free_port()
     server = subprocess.Popen(
         ["bash", "-ec", f"exec {SERVE.replace('3000', str(port))}"],
         env=environment(),

@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +37,8 @@ def kill(server: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def port(free_port: Callable[[], int]) -> int:
+    return free_port()
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +82,7 @@ def test_tritonclient_reward_client_and_local_rewards_agree_to_the_bit(
     with triton.InferenceServerClient(url.removeprefix("http://")) as other:
         answer = other.infer(reward, inputs)
     np.testing.assert_array_equal(answer.as_numpy("scores"), served)
+    assert set(answer.as_numpy("details")) <= {b"", ""}, "these rewards have nothing to say"
     np.testing.assert_array_equal(local.score(images, prompts, reward=reward), served)
     assert len(np.unique(served)) > 60
 
@@ -163,10 +161,10 @@ def test_curl_scores_files(url, local, pairs, tmp_path: Path) -> None:
     )
 
 
-def test_a_server_killed_and_restarted_during_a_call_loses_and_repeats_nothing(local, pairs) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+def test_a_server_killed_and_restarted_during_a_call_loses_and_repeats_nothing(
+    local, pairs, free_port
+) -> None:
+    port = free_port()
     images, prompts = ([*part * 32][:2000] for part in pairs)
     rng = np.random.default_rng(0)
     order = rng.permutation(2000)

@@ -16,8 +16,11 @@ Rows = list[dict[str, Any]]
 def read_manifest(path: Path) -> Rows:
     """Read rows with the columns `image` and `prompt`; images are relative to the manifest's folder.
 
+    A column `metadata` is what the rewards are told of an item: an object, or its JSON text; empty is `{}`.
+
     Raises:
-        ValueError: the file is missing, of another kind, or a row lacks a column; it names the row.
+        ValueError: the file is missing, of another kind, or a row lacks a column or has metadata that is no
+            object; it names the row.
     """
     if not path.is_file():
         raise ValueError(f"no manifest at {path}")
@@ -30,11 +33,24 @@ def read_manifest(path: Path) -> Rows:
                 f"{path}, row {number}: no text in column {' or '.join(missing)}; it has {columns}"
             )
         row["image"] = str(path.parent / row["image"])
+    if any("metadata" in row for row in rows):
+        for number, row in enumerate(rows, 1):
+            row["metadata"] = _metadata(row.get("metadata"), f"{path}, row {number}")
     return rows
 
 
+def _metadata(value: object, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(value) if isinstance(value, str) and value.strip() else value or {}
+    except ValueError as error:
+        raise ValueError(f"{where}: the metadata is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: the metadata must be an object, got {type(found).__name__}")
+    return found
+
+
 def write_rows(rows: Rows, path: Path) -> None:
-    """Write rows in the format of the file's ending.
+    """Write rows in the format of the file's ending; objects become JSON text but in JSON lines.
 
     Raises:
         ValueError: the ending is none of .jsonl, .csv, .parquet.
@@ -70,7 +86,7 @@ def _write_csv(rows: Rows, path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(map(_flat, rows))
 
 
 def _read_parquet(path: Path) -> Rows:
@@ -86,7 +102,14 @@ def _write_parquet(rows: Rows, path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    parquet.write_table(pyarrow.Table.from_pylist([_flat(row) for row in rows]), path)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+        for key, value in row.items()
+    }
 
 
 _FORMATS: dict[str, tuple[Callable[[Path], Rows], Callable[[Rows, Path], None]]] = {

@@ -26,7 +26,8 @@ def score(
     reward: Annotated[list[str] | None, typer.Option(help="Reward to score with; may be repeated.")] = None,
     prompt: Annotated[str | None, typer.Option(help="The prompt of all images given.")] = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="JSONL, CSV or Parquet with the columns image and prompt.")
+        Path | None,
+        typer.Option(help="JSONL, CSV or Parquet with the columns image, prompt and, if need be, metadata."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write rows here (.jsonl, .csv, .parquet).")] = None,
     url: Annotated[str | None, typer.Option(help="Score on this server; else in this process.")] = None,
@@ -34,7 +35,10 @@ def score(
     device: Annotated[str, typer.Option(help="Device to score on in this process.")] = "auto",
     weights: Annotated[list[str] | None, typer.Option(help="NAME=PATH, in this process.")] = None,
 ) -> None:
-    """Score images. Rows that cannot be scored keep their error, and the command then ends with 1."""
+    """Score images. Rows that cannot be scored keep their error, and the command then ends with 1.
+
+    What a reward says beside its score goes to the column NAME.details of --out.
+    """
     if not reward:
         raise typer.BadParameter("name at least one --reward; `rewardzoo list` shows them")
     if out:
@@ -74,19 +78,28 @@ def _scorer(
 def _score_rows(rows: list[dict[str, Any]], rewards: list[str], score_result: Callable[..., Any]) -> int:
     failed: set[int] = set()
     jobs = [(name, start) for name in rewards for start in range(0, len(rows), _ROWS_A_CALL)]
+    told = any(row.get("metadata") for row in rows)
     for name, start in track(jobs, description="scoring", console=Console(stderr=True)):
         part = rows[start : start + _ROWS_A_CALL]
         result = score_result(
-            [Path(row["image"]) for row in part], [row["prompt"] for row in part], reward=name
+            [Path(row["image"]) for row in part],
+            [row["prompt"] for row in part],
+            reward=name,
+            metadata=[row["metadata"] for row in part] if told else None,
         )
         for i, (row, value) in enumerate(zip(part, result.scores, strict=True)):
             row[name] = None if math.isnan(value) else float(value)
+            if result.details[i]:
+                row[f"{name}.details"] = dict(result.details[i])
             if i in result.errors:
                 failed.add(start + i)
                 row["error"] = str(result.errors[i])
-    if failed:
-        for row in rows:
-            row.setdefault("error", None)
+    # A column that one row has all rows have; the scores come first, then what is beside them.
+    found = {key for row in rows for key in row}
+    for key in [*(f"{name}.details" for name in rewards), "error"]:
+        if key in found:
+            for row in rows:
+                row[key] = row.pop(key, None)
     return len(failed)
 
 

@@ -72,6 +72,40 @@ def test_a_manifest_is_scored_to_a_file_with_bad_rows_kept(pictures: Path, endin
     assert "gone.png" in written[2]["error"]
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_metadata_of_a_manifest_reaches_the_reward_and_details_come_back(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    from rewardzoo.cli.manifest import _format
+    from rewardzoo.rewards import Score
+    from rewardzoo.rewards.hpsv2 import HPSv2
+
+    monkeypatch.setattr(HPSv2, "prepare_prompt", lambda self, prompt, metadata: metadata.get("say", ""))
+    monkeypatch.setattr(
+        HPSv2, "evaluate", lambda self, batch: [Score(1.0, {"said": a} if a else {}) for a in batch.asked]
+    )
+    rows = [
+        {"image": "0.png", "prompt": "a", "metadata": {"say": "é"}},
+        {"image": "1.png", "prompt": "a", "metadata": {}},
+    ]
+    manifest, out = pictures / f"rows.{ending}", pictures / f"scores.{ending}"
+    write = _format(manifest)[1]
+    write(rows, manifest)
+    result = run("score", "--manifest", manifest, "--reward", "hpsv2:mini", "--out", out)
+    assert result.exit_code == 0, result.output
+    written = [row["hpsv2:mini.details"] for row in _format(out)[0](out)]
+    if ending != "jsonl":
+        written = [json.loads(text) if text else None for text in written]
+    assert written == [{"said": "é"}, None]
+
+
+def test_a_reward_without_details_adds_no_column(pictures: Path) -> None:
+    out = pictures / "scores.jsonl"
+    run("score", pictures / "0.png", "--prompt", "a", "--reward", "hpsv2:mini", "--out", out)
+    (row,) = map(json.loads, out.read_text().splitlines())
+    assert set(row) == {"image", "prompt", "hpsv2:mini"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -79,7 +113,7 @@ def test_a_manifest_is_scored_to_a_file_with_bad_rows_kept(pictures: Path, endin
         (["score", "a.png", "--prompt", "a"], "--reward"),
         (["score", "a.png", "--prompt", "a", "--reward", "hpsv2:mini", "--out", "a.xlsx"], ".jsonl, .csv"),
         (["score", "a.png", "--prompt", "a", "--reward", "hpsv2"], "hpsv2:v2.0"),
-        (["score", "a.png", "--prompt", "a", "--reward", "hpsv3:v1"], "did you mean 'hpsv2'"),
+        (["score", "a.png", "--prompt", "a", "--reward", "hpsv22:v1"], "did you mean 'hpsv2'"),
         (["serve", "hpsv2:mini", "--weights", "nonsense"], "NAME=PATH"),
         (["serve", "hpsv2:mini", "--host", "0.0.0.0"], "REWARDZOO_TOKEN"),
     ],
@@ -96,6 +130,8 @@ def test_a_mistake_is_told_with_the_way_out(arguments: list[str], message: str) 
         ("rows.jsonl", '{"image": "a.png"}\n', "row 1: no text in column prompt"),
         ("rows.jsonl", '{"image": "a.png"\n', "line 1: not JSON"),
         ("rows.csv", "picture,prompt\na.png,a\n", "no text in column image"),
+        ("rows.jsonl", '{"image": "a.png", "prompt": "a", "metadata": [1]}\n', "row 1: the metadata must be"),
+        ("rows.csv", "image,prompt,metadata\na.png,a,{\n", "row 1: the metadata is not JSON"),
         ("rows.txt", "", "the ending must be one of"),
     ],
 )

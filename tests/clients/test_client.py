@@ -179,7 +179,24 @@ def test_a_server_that_dies_and_comes_back_goes_unnoticed(make_server: Any) -> N
     ("answered", "says"),
     [
         (httpx.Response(200, text="<html>"), "malformed message: the header is not JSON"),
-        (httpx.Response(200, json={}), "0 scores and 0 errors for 5 items"),
+        (httpx.Response(200, json={}), "0 scores, 0 errors and 0 details for 5 items"),
+        (
+            httpx.Response(
+                200,
+                json={
+                    "outputs": [
+                        {"name": "scores", "shape": [5], "datatype": "FP32", "data": [1] * 5},
+                        {
+                            "name": "details",
+                            "shape": [5],
+                            "datatype": "BYTES",
+                            "data": ["", "", "[]", "", ""],
+                        },
+                    ]
+                },
+            ),
+            "malformed message: the details must be a JSON object, got list",
+        ),
         (
             httpx.Response(
                 200,
@@ -194,10 +211,21 @@ def test_an_answer_that_makes_no_sense_is_a_request_error(answered: Any, says: s
         client.score(IMAGES, "a", reward="sum")
 
 
+def test_a_request_names_no_output_so_that_any_server_answers_with_what_it_has(server: Any) -> None:
+    with RewardClient(server.url) as client:
+        result = client.score_result(IMAGES, "a", reward="sum")
+    assert "outputs" not in server.seen[0].header
+    assert list(result.details) == [{}] * 5
+
+
 def test_errors_of_items_reach_the_caller_from_json_and_binary() -> None:
     scores = np.array([1, np.nan], np.float32)
-    tensors = {"scores": scores, "errors": wire.bytes_tensor(["", "blurred"])}
-    for binary in ([], ["scores", "errors"]):
+    tensors = {
+        "scores": scores,
+        "errors": wire.bytes_tensor(["", "blurred"]),
+        "details": wire.bytes_tensor(['{"step": 3}', ""]),
+    }
+    for binary in ([], list(tensors)):
         chunks, length = wire.encode({}, tensors, key="outputs", binary=binary)
         answered = httpx.Response(
             200, content=b"".join(chunks), headers={wire.HEADER: str(length)} if binary else {}
@@ -206,6 +234,7 @@ def test_errors_of_items_reach_the_caller_from_json_and_binary() -> None:
             result = client.score_result(IMAGES[:2], "a", reward="sum")
         assert_array_equal(result.scores, scores)
         assert {i: str(e) for i, e in result.errors.items()} == {1: "blurred"}
+        assert list(result.details) == [{"step": 3}, {}]
 
 
 def test_the_hosted_rewards_are_listed_with_what_they_rest_on(server: Any) -> None:

@@ -179,6 +179,18 @@ def test_metadata_travels_with_its_item() -> None:
         scorer(transport).score(images, "a", reward="r", metadata=steps[:1])
 
 
+def test_details_come_back_with_their_items_and_not_with_failed_ones() -> None:
+    replies = [
+        Reply([1.0, 2.0], details={1: {"step": 2}}),
+        Reply([float("nan")], {0: "blurred"}, details={0: {"step": 1}}),
+    ]
+    images = [image(1), image(2, (4, 4)), image(3)]
+    result = scorer(Sums(*replies), max_in_flight=1).score_result(images, "a", reward="r")
+    assert list(result.details) == [{}, {}, {"step": 2}]
+    assert list(result.errors) == [1]
+    assert scorer(Sums()).score_result(images, "a", reward="r").details == ({}, {}, {})
+
+
 def test_provenance_that_differs_between_servers_is_a_list() -> None:
     replies = [Reply([0.0] * 64, provenance={"a": 1, "b": n}) for n in (1, 2, 1)]
     client = scorer(Sums(*replies), max_in_flight=1)

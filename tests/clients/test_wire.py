@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -227,6 +229,41 @@ def test_a_dtype_without_a_name_and_bytes_without_text_cannot_be_encoded() -> No
         wire.encode({}, {"t": np.zeros(1, np.complex64)}, key="inputs")
     with pytest.raises(wire.WireError, match="tensor 't': not UTF-8"):
         wire.encode({}, {"t": wire.bytes_tensor([b"\xff"])}, key="inputs", binary=[])
+
+
+def test_plain_is_what_comes_back_through_json() -> None:
+    value = {
+        "a": (1, 2.5, True, None),
+        7: [math.nan, -math.inf],
+        "numpy": {"f": np.float32(0.5), "i": np.int64(3), "b": np.bool_(True), "nan": np.float64("nan")},
+        "array": np.array([[1.0, np.inf]]),
+        "tensor": torch.tensor([1, 2]),
+        "text": "é\ud800",
+    }
+    plain = wire.plain(value)
+    assert plain == {
+        "a": [1, 2.5, True, None],
+        "7": [None, None],
+        "numpy": {"f": 0.5, "i": 3, "b": True, "nan": None},
+        "array": [[1.0, None]],
+        "tensor": [1, 2],
+        "text": "é?",
+    }
+    assert wire.decode_object(wire.encode_object(plain), "x") == plain
+    with pytest.raises(ItemError, match=r"a set in its details, has no form in JSON"):
+        wire.plain({"a": [{1}]})
+
+
+def test_an_empty_object_is_an_empty_element() -> None:
+    assert wire.encode_object({}) == ""
+    assert wire.decode_object(b"", "metadata") == {}
+    for raw, says in (
+        (b"[]", "must be a JSON object, got list"),
+        (b"\xff", "not JSON"),
+        (b"[" * 9**5, "not JSON"),
+    ):
+        with pytest.raises(ItemError, match=f"the metadata.*{says}"):
+            wire.decode_object(raw, "metadata")
 
 
 def test_columns_are_read_as_lists() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -10,18 +11,24 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 from torch import Tensor, nn
 
-from rewardzoo.rewards import Batch, RewardModel, RewardSpec, Variant
+from rewardzoo.errors import ItemError
+from rewardzoo.rewards import Batch, Outcome, RewardModel, RewardSpec, Score, Variant
 from rewardzoo.services import make_service
 
 RED, GREY = (255, 0, 0), (128, 128, 128)
 
 
 class FakeReward(RewardModel):
-    """Scores the mean of the pixels, in [0, 1]; the prompt "raise" makes the device stage raise."""
+    """Scores the mean of the pixels, in [0, 1]; the prompt "raise" makes the device stage raise.
+
+    Its details are what `say` in an item's metadata is; without it an item has none. `refuse` there fails
+    the item.
+    """
 
     spec: ClassVar[RewardSpec] = RewardSpec(
         name="fake",
@@ -52,17 +59,29 @@ class FakeReward(RewardModel):
         pixels = np.asarray(image.resize((4, 4)), dtype=np.float32)
         return torch.from_numpy(pixels / 255).permute(2, 0, 1)
 
-    def prepare_text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        return {"bad": torch.tensor([prompt == "raise" for prompt in prompts])}
+    def prepare_prompt(self, prompt: str, metadata: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        if "refuse" in metadata:
+            raise ItemError(f"the metadata is refused: {metadata['refuse']}")
+        return prompt, metadata
 
-    def forward(self, batch: Batch) -> Tensor:
+    def collate(
+        self, images: Sequence[Any], image_index: Sequence[int], asked: Sequence[Any]
+    ) -> dict[str, Tensor]:
+        return {"pixel_values": torch.stack([images[i] for i in image_index])}
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return inputs["pixel_values"].mean(dim=(1, 2, 3))
+
+    def evaluate(self, batch: Batch) -> list[Outcome]:
         self.go.wait(10)
         self.sizes.append(batch.size)
         if self.broken is not None:
             raise self.broken
-        if batch.text["bad"][batch.text_index].any():
+        if any(prompt == "raise" for prompt, _ in batch.asked):
             raise RuntimeError("this prompt breaks the model")
-        return batch.pixels["pixel_values"].mean(dim=(1, 2, 3))
+        values = self.forward(batch.inputs).tolist()
+        said = [{"said": notes["say"]} if "say" in notes else {} for _, notes in batch.asked]
+        return [Score(value, details) for value, details in zip(values, said, strict=True)]
 
 
 def load_fake(name: str, **_: object) -> FakeReward:
@@ -86,22 +105,54 @@ def png() -> Callable[..., bytes]:
 
 
 Serving = Callable[..., AbstractContextManager[TestClient]]
+Listening = Callable[..., AbstractContextManager[str]]
 
 
 @pytest.fixture
-def serving(monkeypatch: pytest.MonkeyPatch) -> Serving:
-    """A started BentoML service in this process; keywords become its `REWARDZOO_*`."""
-
+def make_app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Make the ASGI app of a BentoML service; keywords become its `REWARDZOO_*`."""
     monkeypatch.setenv("BENTOML_DO_NOT_TRACK", "True")
     # BentoML's metrics can be registered once a process, and tests make many apps.
     monkeypatch.setenv("BENTOML_CONFIG_OPTIONS", "services.Test.metrics.enabled=false")
 
-    @contextmanager
-    def serve(model: RewardModel | None = None, **settings: Any) -> Iterator[TestClient]:
+    def make(model: RewardModel | None = None, **settings: Any) -> Any:
         for key, value in {"rewards": "fake:v1", **settings}.items():
             monkeypatch.setenv(f"REWARDZOO_{key.upper()}", str(value))
         load = (lambda *_, **__: model) if model is not None else load_fake
-        with TestClient(make_service("Test", load=load).to_asgi(), raise_server_exceptions=False) as client:
+        return make_service("Test", load=load).to_asgi()
+
+    return make
+
+
+@pytest.fixture
+def serving(make_app: Callable[..., Any]) -> Serving:
+    """A started service in this process, behind a client that needs no port."""
+
+    @contextmanager
+    def serve(model: RewardModel | None = None, **settings: Any) -> Iterator[TestClient]:
+        with TestClient(make_app(model, **settings), raise_server_exceptions=False) as client:
             yield client
 
     return serve
+
+
+@pytest.fixture
+def listening(make_app: Callable[..., Any], free_port: Callable[[], int]) -> Listening:
+    """A started service in a thread of this process, for clients of any kind; gives its URL."""
+
+    @contextmanager
+    def listen(model: RewardModel | None = None, **settings: Any) -> Iterator[str]:
+        port = free_port()
+        app = make_app(model, **settings)
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            while not server.started and thread.is_alive():
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+    return listen

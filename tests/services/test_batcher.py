@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from rewardzoo.errors import DeadlineError, ItemError, OverloadedError, UnavailableError
-from rewardzoo.services.batcher import Batcher, Item, Outcome
+from rewardzoo.services.batcher import Batcher, Item
+
+Outcome = float | ItemError
 
 
 class Device:
@@ -44,7 +46,7 @@ def items(*numbers: int) -> list[Item]:
 
 def drive(
     device: Device,
-    scenario: Callable[[Batcher[list[float]]], Coroutine[Any, Any, None]],
+    scenario: Callable[[Batcher[list[float], float]], Coroutine[Any, Any, None]],
     **options: Any,
 ) -> None:
     """Run `scenario` against a started batcher, and stop it."""
@@ -66,7 +68,7 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.001)
 
 
-async def occupy(batcher: Batcher[list[float]], device: Device) -> asyncio.Task[list[Outcome]]:
+async def occupy(batcher: Batcher[list[float], float], device: Device) -> asyncio.Task[list[Outcome]]:
     """Hold the device with one item until `device.go` is set."""
     device.go.clear()
     task = asyncio.create_task(batcher.submit(items(0), 20))
@@ -77,7 +79,7 @@ async def occupy(batcher: Batcher[list[float]], device: Device) -> asyncio.Task[
 def test_a_lone_request_up_to_max_batch_is_one_batch_in_its_order() -> None:
     device = Device()
 
-    async def scenario(batcher: Batcher[list[float]]) -> None:
+    async def scenario(batcher: Batcher[list[float], float]) -> None:
         assert await batcher.submit(items(3, 1, 2), 5) == [3, 1, 2]
         assert await batcher.submit(items(4, 3, 2, 1), 5) == [4, 3, 2, 1]
 
@@ -88,7 +90,7 @@ def test_a_lone_request_up_to_max_batch_is_one_batch_in_its_order() -> None:
 def test_concurrent_requests_are_merged_and_each_gets_its_own_scores() -> None:
     device = Device()
 
-    async def scenario(batcher: Batcher[list[float]]) -> None:
+    async def scenario(batcher: Batcher[list[float], float]) -> None:
         results = await asyncio.gather(*(batcher.submit(items(n), 5) for n in range(32)))
         assert results == [[n] for n in range(32)]
 
@@ -99,7 +101,7 @@ def test_concurrent_requests_are_merged_and_each_gets_its_own_scores() -> None:
 def test_a_large_request_is_split_and_comes_back_in_order() -> None:
     device = Device()
 
-    async def scenario(batcher: Batcher[list[float]]) -> None:
+    async def scenario(batcher: Batcher[list[float], float]) -> None:
         assert await batcher.submit(items(*range(10)), 5) == list(range(10))
 
     drive(device, scenario)
@@ -109,7 +111,7 @@ def test_a_large_request_is_split_and_comes_back_in_order() -> None:
 def test_a_full_batch_does_not_wait_for_the_window() -> None:
     device = Device()
 
-    async def scenario(batcher: Batcher[list[float]]) -> None:
+    async def scenario(batcher: Batcher[list[float], float]) -> None:
         await asyncio.wait_for(batcher.submit(items(1, 2, 3, 4), 60), 5)
 
     drive(device, scenario, window=30)
@@ -118,7 +120,7 @@ def test_a_full_batch_does_not_wait_for_the_window() -> None:
 def test_a_small_request_is_not_kept_waiting_by_large_ones() -> None:
     device = Device()
 
-    async def scenario(batcher: Batcher[list[float]]) -> None:
+    async def scenario(batcher: Batcher[list[float], float]) -> None:
         await occupy(batcher, device)
         large = [asyncio.create_task(batcher.submit(items(*[n] * 40), 20)) for n in (1, 2)]
         await until(lambda: len(device.prepared) == 2)
@@ -136,7 +138,7 @@ def test_a_small_request_is_not_kept_waiting_by_large_ones() -> None:
 def test_the_next_full_batch_is_prepared_while_one_runs() -> None:
     device = Device()
 
-    async def scenario(batcher: Batcher[list[float]]) -> None:
+    async def scenario(batcher: Batcher[list[float], float]) -> None:
         held = await occupy(batcher, device)
         other = asyncio.create_task(batcher.submit(items(1, 2, 3, 4), 20))
         await until(lambda: len(device.prepared) == 2)
@@ -150,7 +152,7 @@ def test_the_next_full_batch_is_prepared_while_one_runs() -> None:
 def test_everything_runs_on_one_device_thread() -> None:
     device = Device()
 
-    async def scenario(batcher: Batcher[list[float]]) -> None:
+    async def scenario(batcher: Batcher[list[float], float]) -> None:
         await asyncio.gather(*(batcher.submit(items(n, n), 5) for n in range(20)))
 
     drive(device, scenario)
@@ -160,7 +162,7 @@ def test_everything_runs_on_one_device_thread() -> None:
 def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     device = Device()
 
-    async def scenario(batcher: Batcher[list[float]]) -> None:
+    async def scenario(batcher: Batcher[list[float], float]) -> None:
         held = await occupy(batcher, device)
         waiting = asyncio.create_task(batcher.submit(items(1, 2, 3), 20))
         await asyncio.sleep(0.01)
@@ -176,7 +178,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
 
 
 def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
-    async def scenario(batcher: Batcher[list[float]]) -> None:
+    async def scenario(batcher: Batcher[list[float], float]) -> None:
         assert await batcher.submit(items(*range(30)), 5) == list(range(30))
 
     drive(Device(), scenario, max_queue=5)
@@ -186,7 +188,7 @@ def test_a_poisoned_item_fails_alone_among_many_requests() -> None:
     device = Device()
     device.poison = {7}
 
-    async def scenario(batcher: Batcher[list[float]]) -> None:
+    async def scenario(batcher: Batcher[list[float], float]) -> None:
         results = await asyncio.gather(*(batcher.submit(items(n), 5) for n in range(16)))
         failed = results.pop(7)
         assert results == [[n] for n in range(16) if n != 7]
@@ -211,7 +213,7 @@ def test_a_stage_that_loses_items_fails_them_instead_of_shifting_scores() -> Non
 def test_a_request_past_its_deadline_is_answered_and_never_reaches_the_device() -> None:
     device = Device()
 
-    async def scenario(batcher: Batcher[list[float]]) -> None:
+    async def scenario(batcher: Batcher[list[float], float]) -> None:
         held = await occupy(batcher, device)
         with pytest.raises(DeadlineError, match="0 of 5 items"):
             await batcher.submit(items(1, 1, 1, 1, 1), 0.05)
@@ -226,7 +228,7 @@ def test_a_request_past_its_deadline_is_answered_and_never_reaches_the_device() 
 def test_the_work_of_a_cancelled_caller_is_dropped() -> None:
     device = Device()
 
-    async def scenario(batcher: Batcher[list[float]]) -> None:
+    async def scenario(batcher: Batcher[list[float], float]) -> None:
         await occupy(batcher, device)
         leaver = asyncio.create_task(batcher.submit(items(*[1] * 40), 20))
         await until(lambda: len(device.prepared) == 2)
@@ -243,7 +245,7 @@ def test_the_work_of_a_cancelled_caller_is_dropped() -> None:
 def test_stopping_fails_who_waits_and_finishes_what_runs() -> None:
     device = Device()
 
-    async def scenario(batcher: Batcher[list[float]]) -> None:
+    async def scenario(batcher: Batcher[list[float], float]) -> None:
         running = await occupy(batcher, device)
         waiting = asyncio.create_task(batcher.submit(items(1), 20))
         await asyncio.sleep(0.01)
@@ -275,7 +277,7 @@ def test_a_lost_device_fails_all_requests_without_trying_items_one_by_one() -> N
 
     device.run = lose  # type: ignore[method-assign]
 
-    async def scenario(batcher: Batcher[list[float]]) -> None:
+    async def scenario(batcher: Batcher[list[float], float]) -> None:
         for _ in range(2):
             with pytest.raises(UnavailableError, match="device lost"):
                 await batcher.submit(items(1, 2, 3, 4, 5, 6), 5)
@@ -285,7 +287,7 @@ def test_a_lost_device_fails_all_requests_without_trying_items_one_by_one() -> N
 
 
 def test_an_empty_request_gets_an_empty_answer() -> None:
-    async def scenario(batcher: Batcher[list[float]]) -> None:
+    async def scenario(batcher: Batcher[list[float], float]) -> None:
         assert await batcher.submit([], 5) == []
 
     drive(Device(), scenario)
@@ -296,7 +298,7 @@ def test_a_mixed_crowd_is_all_answered_in_time() -> None:
     device = Device()
     device.poison = {13}
 
-    async def one(batcher: Batcher[list[float]], n: int) -> None:
+    async def one(batcher: Batcher[list[float], float], n: int) -> None:
         numbers = [n] * (1 + n % 7)
         if n % 5 == 0:
             with suppress(TimeoutError):
@@ -307,7 +309,7 @@ def test_a_mixed_crowd_is_all_answered_in_time() -> None:
         assert all(isinstance(o, expected) for o in outcomes)
         assert n == 13 or outcomes == numbers
 
-    async def scenario(batcher: Batcher[list[float]]) -> None:
+    async def scenario(batcher: Batcher[list[float], float]) -> None:
         await asyncio.gather(*(one(batcher, n) for n in range(100)))
 
     started = time.monotonic()

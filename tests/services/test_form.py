@@ -12,11 +12,12 @@ from starlette.testclient import TestClient
 Png = Callable[..., bytes]
 
 
-def post(client: TestClient, images: list[bytes], prompts: Any, reward: str = "fake:v1") -> Any:
+def post(client: TestClient, images: list[bytes], prompts: Any, reward: str = "fake:v1", **more: str) -> Any:
     files = [("images", (f"{i}.png", image, "image/png")) for i, image in enumerate(images)]
     data = {
         "prompts": prompts if isinstance(prompts, str) else json.dumps(prompts),
         "reward": reward,
+        **more,
     }
     return client.post("/score", files=files, data=data)
 
@@ -29,8 +30,34 @@ def test_a_form_is_scored_with_provenance(serving: Any, model: Any, png: Png) ->
         "reward": "fake:v1",
         "scores": [1.0, 0.0],
         "errors": {},
+        "details": [{}, {}],
         "provenance": model.provenance(),
     }
+
+
+def test_metadata_reaches_the_reward_and_details_come_back(serving: Any, png: Png) -> None:
+    notes = [{"say": {"count": 2, "p": float("nan")}}, {"refuse": "no box"}, {}]
+    with serving() as client:
+        reply = post(client, [png()] * 3, ["a", "b", "c"], metadata=json.dumps(notes)).json()
+    assert reply["details"] == [{"said": {"count": 2, "p": None}}, {}, {}]
+    assert reply["errors"] == {"1": "the metadata is refused: no box"}
+    assert reply["scores"][1] is None
+
+
+@pytest.mark.parametrize(
+    ("metadata", "error"),
+    [
+        ("[{}, {}]", "1 images and 2 metadata"),
+        ("{}", "'metadata' must be a JSON list of objects"),
+        ("[1]", "'metadata' must be a JSON list of objects"),
+        ("[", "'metadata' must be a JSON list of objects"),
+    ],
+)
+def test_metadata_that_does_not_fit_is_refused(serving: Any, png: Png, metadata: str, error: str) -> None:
+    with serving() as client:
+        response = post(client, [png()], ["a"], metadata=metadata)
+    assert response.status_code == 400
+    assert error in response.json()["error"]
 
 
 def test_truncated_files_and_bad_prompts_fail_alone(serving: Any, png: Png) -> None:
@@ -104,5 +131,5 @@ def test_bentoml_shows_the_form_on_its_page(serving: Any) -> None:
     with serving() as client:
         spec = client.get("/docs.json").json()
     (form,) = (kind["schema"] for kind in spec["paths"]["/score"]["post"]["requestBody"]["content"].values())
-    assert set(form["properties"]) == {"images", "prompts", "reward"}
+    assert set(form["properties"]) == {"images", "prompts", "reward", "metadata"}
     assert form["properties"]["images"]["items"] == {"type": "string", "format": "binary"}

@@ -108,7 +108,10 @@ def test_bentomls_own_client_gets_the_same_scores(url: str, expected: list[float
     paths = _files(tmp_path)
     with bentoml.SyncHTTPClient(url, token="secret") as client:
         reply: Any = client.score(images=paths, prompts=PROMPTS, reward=REWARD)
-    assert reply["scores"] == expected
+        notes = [{"step": i} for i in range(5)]
+        told: Any = client.score(images=paths, prompts=PROMPTS, reward=REWARD, metadata=notes)
+    assert reply["scores"] == told["scores"] == expected
+    assert reply["details"] == [{}] * 5
 
 
 @pytest.mark.slow
@@ -148,7 +151,7 @@ def test_a_server_that_cannot_load_its_weights_ends_and_says_why(tmp_path: Path)
 
 
 def test_an_unknown_reward_is_refused_before_anything_starts() -> None:
-    with pytest.raises(UnknownRewardError, match="hpsv3"), running(ServeConfig(rewards=["hpsv3"])):
+    with pytest.raises(UnknownRewardError, match="hpsv9"), running(ServeConfig(rewards=["hpsv9"])):
         pytest.fail("there is no such reward")
 
 

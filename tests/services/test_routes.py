@@ -16,6 +16,7 @@ import torch
 from starlette.testclient import TestClient
 
 from rewardzoo.clients import wire
+from rewardzoo.rewards import Score
 
 URL = "/v2/models/fake:v1/infer"
 Body = tuple[bytes, dict[str, str]]
@@ -127,6 +128,37 @@ def test_a_failed_item_is_null_in_a_json_answer(serving: Any) -> None:
     assert outputs["scores"] == [1.0, None]
     assert outputs["errors"][0] == ""
     assert "empty" in outputs["errors"][1]
+
+
+def test_metadata_reaches_the_reward_and_details_come_back(serving: Any) -> None:
+    notes = ['{"say": {"boxes": [[0, 1.5]], "p": NaN}}', "", '{"refuse": "no box"}', '{"say": "é\\ud800"}']
+    body = request(pixels(0, 255, 255, 0), list("abcd"), metadata=wire.bytes_tensor(notes))
+    with serving() as client:
+        response = client.post(URL, content=body[0], headers=body[1])
+    tensors = wire.decode(response.content, int(response.headers[wire.HEADER]), key="outputs").tensors
+    first, *others = tensors[wire.DETAILS]
+    assert json.loads(first, parse_constant=pytest.fail) == {"said": {"boxes": [[0, 1.5]], "p": None}}
+    assert others[:2] == [b"", b""]
+    assert json.loads(others[2]) == {"said": "é?"}
+    assert tensors[wire.ERRORS].tolist() == [b"", b"", b"the metadata is refused: no box", b""]
+
+
+def test_details_that_are_not_json_fail_their_item_alone(serving: Any, model: Any, monkeypatch: Any) -> None:
+    found = [Score(0.5, {"x": object()}), Score(1.0, {"x": np.float32(0.25)})]
+    monkeypatch.setattr(model, "evaluate", lambda batch: found)
+    with serving(model) as client:
+        scores, errors, _ = infer(client, request(pixels(0, 255), ["a", "b"]))
+    assert np.isnan(scores[0])
+    assert scores[1] == 1.0
+    assert "has no form in JSON" in errors[0]
+
+
+def test_only_the_outputs_asked_for_are_sent(serving: Any) -> None:
+    with serving() as client:
+        for wanted in (["details"], ["details", "scores"]):
+            body = request(pixels(0), ["a"], header={"outputs": [{"name": name} for name in wanted]})
+            answer = client.post(URL, content=body[0], headers=body[1]).json()
+            assert [output["name"] for output in answer["outputs"]] == wanted
 
 
 def test_an_empty_request_gets_an_empty_answer(serving: Any) -> None:
@@ -261,6 +293,7 @@ def test_metadata_and_index_describe_what_is_served(serving: Any) -> None:
         "metadata": ("BYTES", [-1]),
         "scores": ("FP32", [-1]),
         "errors": ("BYTES", [-1]),
+        "details": ("BYTES", [-1]),
     }
     assert model["parameters"]["score_high"] == 1.0
     assert model["parameters"]["variant"] == "mini"
