@@ -1,4 +1,4 @@
-"""The command line: `rewardzoo list | serve | score | demo | doctor`."""
+"""The command line: `rewardzoo list | serve | score | demo | doctor | parity`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rewardzoo.cli.catalog import list_rewards
 from rewardzoo.cli.demo import demo
 from rewardzoo.cli.doctor import doctor
+from rewardzoo.cli.parity import parity
 from rewardzoo.cli.score import score
 from rewardzoo.cli.serve import serve
 from rewardzoo.errors import MissingExtraError, RewardZooError
@@ -25,6 +26,7 @@ app.command()(serve)
 app.command()(score)
 app.command()(demo)
 app.command()(doctor)
+app.command()(parity)
 
 
 def main() -> None:

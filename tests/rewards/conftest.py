@@ -110,11 +110,6 @@ BUILDERS: dict[str, Callable[[Path], RewardModel]] = {
 }
 
 
-@pytest.fixture(scope="session", params=sorted(BUILDERS))
-def reward(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
-    return BUILDERS[request.param](tmp_path_factory.mktemp(request.param))
-
-
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RewardModel]:
     return {name: build(tmp_path_factory.mktemp(name)) for name, build in BUILDERS.items()}

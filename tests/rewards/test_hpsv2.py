@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -5,8 +8,8 @@ import torch.nn.functional as F  # noqa: N812
 import torchvision.transforms.functional as tv
 from PIL import Image
 
-from rewardzoo.errors import WeightsError
-from rewardzoo.rewards import hpsv2, load
+from rewardzoo.errors import UnknownRewardError, WeightsError
+from rewardzoo.rewards import hpsv2, load, resolve
 from rewardzoo.rewards._images import CLIP_MEAN, CLIP_STD
 
 
@@ -21,6 +24,32 @@ def test_pixels_equal_torchvisions_resize_of_the_longest_side_and_zero_padding(t
         tensor = tv.pad(tensor, [right // 2, down // 2, right - right // 2, down - down // 2])
         expected = tv.normalize(tensor, list(CLIP_MEAN), list(CLIP_STD))
         torch.testing.assert_close(tiny["hpsv2"].prepare_image(image), expected, atol=1e-6, rtol=0)
+
+
+def test_without_antialias_a_picture_scores_otherwise_unless_it_needs_no_resize(tiny) -> None:
+    old = next(v for v in hpsv2.HPSv2.spec.variants if v.name == "v2.1-no-antialias")
+    sharp = hpsv2.HPSv2(
+        replace(old, config=tiny["hpsv2"].variant.config), tiny["hpsv2"].net, tiny["hpsv2"].tokenize
+    )
+    y, x = np.mgrid[:100, :90]
+    stripes = Image.fromarray(np.stack([x % 3 * 100, y % 2 * 255, (x + y) % 5 * 50], -1).astype(np.uint8))
+    fitting = stripes.crop((0, 0, 32, 20))
+    smooth = tiny["hpsv2"].score([stripes, fitting], ["a red circle"] * 2)
+    without = sharp.score([stripes, fitting], ["a red circle"] * 2)
+    assert abs(smooth[0] - without[0]) > 1e-3
+    assert smooth[1] == pytest.approx(without[1], abs=1e-6)
+
+
+def test_both_recipes_of_a_version_share_its_file() -> None:
+    files = {v.name: v.files for v in hpsv2.HPSv2.spec.variants}
+    for version in ("v2.0", "v2.1"):
+        assert files[version] == files[f"{version}-no-antialias"]
+    assert files["v2.0"] != files["v2.1"]
+
+
+def test_the_bare_name_is_refused_and_the_version_asked_for() -> None:
+    with pytest.raises(UnknownRewardError, match=r"hpsv2:v2\.1"):
+        resolve("hpsv2")
 
 
 def test_an_image_whose_longest_side_fits_already_is_still_padded_to_a_square(tiny) -> None:

@@ -5,7 +5,7 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
 from rewardzoo.errors import WeightsError
-from rewardzoo.rewards import imagereward, load
+from rewardzoo.rewards import Score, imagereward, load
 from rewardzoo.rewards._images import CLIP_MEAN, CLIP_STD
 
 from .conftest import TINY_BLIP, randomize, upstream_name
@@ -57,6 +57,18 @@ def test_prompts_are_cut_and_padded_to_35_word_pieces(tiny) -> None:
     assert text["input_ids"][1, -1] == 3, "the closing [SEP] survives the cut"
 
 
+def test_the_special_tokens_of_bert_and_blip_are_known_in_a_prompt_where_the_model_has_them(tmp_path) -> None:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "[", "]", "mask"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces))
+    prompt = "a [MASK] [mask] [DEC] [ENC]"
+    with_blips = imagereward.tokenizer(tmp_path / "vocab.txt", embeddings=len(pieces) + 2)
+    assert with_blips.encode(prompt).ids[:9] == [2, 5, 4, 6, 8, 7, 9, 10, 3]
+    without = imagereward.tokenizer(tmp_path / "vocab.txt", embeddings=len(pieces))
+    assert max(without.encode(prompt).ids) < len(pieces), (
+        "an id past the embeddings would end the server's forward"
+    )
+
+
 def test_words_past_the_cut_change_nothing(tiny, pictures) -> None:
     long = "red circle " * 17
     same, cut = tiny["imagereward"].score([pictures[0]] * 2, [long, long + "two blue square"])
@@ -73,7 +85,7 @@ def test_the_head_is_standardised_with_upstreams_constants(tiny, pictures) -> No
     finally:
         handle.remove()
     expected = (head["raw"][:, 0] - 0.16717362830052426) / 1.0333394966054072
-    assert scores == pytest.approx(expected.tolist(), abs=1e-6)
+    assert [s.value for s in scores if isinstance(s, Score)] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_an_unknown_key_is_refused_by_name(tiny, tmp_path) -> None:
