@@ -61,7 +61,7 @@ ImageLike = Image.Image | NDArray[Any] | TorchTensor | str | Path | bytes
 def as_payload(image: ImageLike) -> Payload:
     """Turn one image into pixels or encoded bytes, without loss.
 
-    Accepted: a PIL image of any mode (converted to RGB); an array (H, W, C) or (H, W) and a torch
+    Accepted: a PIL image of any 8-bit mode (converted to RGB); an array (H, W, C) or (H, W) and a torch
     tensor (C, H, W) or (H, W), with C in 1, 3, 4 (alpha is dropped), uint8 or float in [0, 1];
     the path or the bytes of a PNG, JPEG or WebP file, which are passed on undecoded.
 
@@ -90,10 +90,11 @@ def decode_image(data: bytes) -> Pixels:
     """Decode a PNG, JPEG or WebP file to RGB pixels (H, W, 3).
 
     Raises:
-        ItemError: another format, more than `MAX_PIXELS` pixels (known before any is decoded), or a
-            truncated or damaged file.
+        ItemError: another format, more than `MAX_PIXELS` pixels (known before any is decoded), more than
+            8 bits a channel, or a truncated or damaged file.
     """
     image = _open(data)
+    _check_depth(image)
     try:
         return np.asarray(image.convert("RGB"))
     # Decoders fail in many ways on damaged input; each of them is this item's failure alone.
@@ -149,8 +150,15 @@ def _checked_file(data: bytes) -> bytes:
     return data
 
 
+def _check_depth(image: Image.Image) -> None:
+    # PIL would clip them at 255, so that nearly all of a 16-bit picture turns white.
+    if image.mode[0] in "IF":
+        raise ItemError(f"a {image.mode} image has more than 8 bits a channel: scale it to 8 bits first")
+
+
 def _from_pil(image: Image.Image) -> Pixels:
     _check_size(*image.size)
+    _check_depth(image)
     try:
         return np.asarray(image.convert("RGB"))
     # A lazily opened file is only read here, and may be damaged in any way.

@@ -263,9 +263,11 @@ def as_rgb(image: Picture) -> Image.Image:
     """Return `image` as a PIL RGB image.
 
     Raises:
-        ItemError: pixels that are not uint8 (H, W, 3) with H, W > 0.
+        ItemError: pixels that are not uint8 (H, W, 3) with H, W > 0, or a PIL image of over 8 bits a channel.
     """
     if isinstance(image, Image.Image):
+        if image.mode[0] in "IF":
+            raise ItemError(f"a {image.mode} image has more than 8 bits a channel: scale it to 8 bits first")
         rgb = image.convert("RGB")
         rgb.info.pop("transparency", None)  # a palette's; `transformers` would paint that colour white
         return rgb

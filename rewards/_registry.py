@@ -29,7 +29,7 @@ def specs() -> list[RewardSpec]:
 def resolve(name: str) -> tuple[type[RewardModel], Variant]:
     """Return the class and the variant that `name` or `name:variant` means.
 
-    A bare name means the one released variant. Where there are several it is refused, never guessed.
+    A bare name means the one released variant, quirks apart. Where there are several it is refused.
 
     Raises:
         UnknownRewardError: no reward of that name, or several; the message has the candidates.
@@ -46,7 +46,7 @@ def resolve(name: str) -> tuple[type[RewardModel], Variant]:
     candidates = ", ".join(f"{family}:{v}" for v in variants)
     if wanted or ":" in name:
         raise UnknownRewardError(f"no variant {wanted!r} of {family}: there are {candidates}")
-    released = [v for v in variants.values() if not v.is_mini]
+    released = [v for v in variants.values() if not (v.is_mini or v.quirk)]
     if len(released) != 1:
         raise UnknownRewardError(f"{name!r} could be any of {candidates}: say which")
     return model, released[0]

@@ -66,6 +66,8 @@ class Variant:
 
     `recipe` names the exact computation (preprocessing, prompt, formula): two variants with one recipe
     differ in weights alone. `config` holds what the reward's own loader needs to build the architecture.
+    A `quirk` repeats a fault of upstream's, what its sampling comes to, or another era of its libraries; a
+    bare name never means one.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Variant:
     files: Mapping[str, Source]
     weights_license: str
     config: Mapping[str, object] = field(default_factory=dict)
+    quirk: bool = False
 
     @property
     def is_mini(self) -> bool:

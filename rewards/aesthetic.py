@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rewardzoo.rewards import _clip
+from rewardzoo.rewards._heads import LinearHead
 from rewardzoo.rewards._model import RewardModel
 from rewardzoo.rewards._spec import HubFile, RewardSpec, Variant
 from rewardzoo.rewards._weights import load_strictly, read_checkpoint
@@ -63,7 +64,7 @@ class Aesthetic(RewardModel):
     @classmethod
     def load(cls, variant: Variant, files: Mapping[str, Path]) -> Self:
         """Read the head as its authors saved it, and the image tower of a `CLIPModel`'s checkpoint."""
-        head = AestheticHead(cast(int, variant.config["projection_dim"]))
+        head = LinearHead(cast(int, variant.config["projection_dim"]))
         load_strictly(head, read_checkpoint(files["checkpoint"]), files["checkpoint"])
         return cls(variant, RatedVision(_clip.load_vision(variant.config, files["clip"]), head))
 
@@ -96,25 +97,3 @@ class RatedVision(nn.Module):
         embeddings = F.normalize(self.clip(pixel_values=pixel_values).image_embeds, dim=-1)
         ratings: Tensor = self.head(embeddings)
         return ratings[:, 0]
-
-
-class AestheticHead(nn.Module):
-    """Upstream's head: five linear layers with dropout and no activation between them."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(width, 1024),
-            nn.Dropout(0.2),
-            nn.Linear(1024, 128),
-            nn.Dropout(0.2),
-            nn.Linear(128, 64),
-            nn.Dropout(0.1),
-            nn.Linear(64, 16),
-            nn.Linear(16, 1),
-        )
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """(N, width) -> (N, 1)."""
-        out: Tensor = self.layers(embeddings)
-        return out

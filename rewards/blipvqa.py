@@ -66,8 +66,8 @@ class BlipVQA(RewardModel):
         score_range=(0.0, 1.0),
         max_batch=16,  # up to eight questions an item
         variants=(
-            Variant("t2i-compbench", "blipvqa/t2i-compbench", _FILES, weights_license="BSD-3-Clause"),
-            Variant("t2i-compbench-rounded", _ROUNDED, _FILES, weights_license="BSD-3-Clause"),
+            Variant("t2i-compbench", "blipvqa/t2i-compbench", _FILES, "BSD-3-Clause"),
+            Variant("t2i-compbench-rounded", _ROUNDED, _FILES, "BSD-3-Clause", quirk=True),
         ),
     )
 

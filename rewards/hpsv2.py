@@ -51,10 +51,10 @@ class HPSv2(PairReward):
         code_license="Apache-2.0",
         score_range=(-1.0, 1.0),
         variants=(
-            Variant("v2.0", _RECIPE, _V2_0, weights_license="Apache-2.0"),
-            Variant("v2.1", _RECIPE, _V2_1, weights_license="Apache-2.0"),
-            Variant("v2.0-no-antialias", _NO_ANTIALIAS, _V2_0, weights_license="Apache-2.0"),
-            Variant("v2.1-no-antialias", _NO_ANTIALIAS, _V2_1, weights_license="Apache-2.0"),
+            Variant("v2.0", _RECIPE, _V2_0, "Apache-2.0"),
+            Variant("v2.1", _RECIPE, _V2_1, "Apache-2.0"),
+            Variant("v2.0-no-antialias", _NO_ANTIALIAS, _V2_0, "Apache-2.0", quirk=True),
+            Variant("v2.1-no-antialias", _NO_ANTIALIAS, _V2_1, "Apache-2.0", quirk=True),
             Variant(
                 "mini",
                 recipe=_RECIPE,

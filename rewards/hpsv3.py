@@ -114,6 +114,7 @@ class HPSv3(RewardModel):
                 files=_FILES,
                 weights_license="unknown",
                 config={"positions": "rotary-3d"},
+                quirk=True,
             ),
         ),
         max_batch=16,

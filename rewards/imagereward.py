@@ -15,6 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from rewardzoo.rewards import _blip
+from rewardzoo.rewards._bert import word_pieces
+from rewardzoo.rewards._heads import LinearHead
 from rewardzoo.rewards._images import normalize, resize_shortest_and_crop, to_tensor
 from rewardzoo.rewards._model import PairReward
 from rewardzoo.rewards._spec import HubFile, PackagedFile, RewardSpec, Variant
@@ -115,7 +118,7 @@ class ImageReward(PairReward):
         return normalize(to_tensor(resize_shortest_and_crop(image, self.image_size)))
 
     def prepare_text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Tokenise to 35 word pieces, cut or padded: input_ids and attention_mask (U, 35)."""
+        """Tokenise, cut at 35 word pieces: input_ids and attention_mask (U, L)."""
         return tokenize(self.tokenizer, prompts)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -167,7 +170,7 @@ class RankedBlip(nn.Module):
         )
         self.vision_model = BlipVisionModel(vision)
         self.text_encoder = BlipTextModel(text, add_pooling_layer=False)
-        self.mlp = RewardHead(text.hidden_size)
+        self.mlp = LinearHead(text.hidden_size)
 
     def score_patches(self, patches: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score B pairs of encoded images (B, P, D) and tokens (B, L) -> (B,)."""
@@ -182,62 +185,13 @@ class RankedBlip(nn.Module):
         return (raw - _MEAN) / _STD
 
 
-class RewardHead(nn.Module):
-    """Upstream's regression head: five linear layers with dropout and no activation between them."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(width, 1024),
-            nn.Dropout(0.2),
-            nn.Linear(1024, 128),
-            nn.Dropout(0.2),
-            nn.Linear(128, 64),
-            nn.Dropout(0.1),
-            nn.Linear(64, 16),
-            nn.Linear(16, 1),
-        )
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(B, width) -> (B, 1)."""
-        out: Tensor = self.layers(hidden)
-        return out
-
-
-_RENAMES = (  # upstream's key -> ours
-    (r"^blip\.visual_encoder\.cls_token$", "vision_model.embeddings.class_embedding"),
-    (r"^blip\.visual_encoder\.pos_embed$", "vision_model.embeddings.position_embedding"),
-    (r"^blip\.visual_encoder\.patch_embed\.proj\.", "vision_model.embeddings.patch_embedding."),
-    (r"^blip\.visual_encoder\.norm\.", "vision_model.post_layernorm."),
-    (
-        r"^blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.",
-        r"vision_model.encoder.layers.\1.layer_norm\2.",
-    ),
-    (
-        r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.",
-        r"vision_model.encoder.layers.\1.self_attn.qkv.",
-    ),
-    (
-        r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.",
-        r"vision_model.encoder.layers.\1.self_attn.projection.",
-    ),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision_model.encoder.layers.\1.mlp."),
-    (r"^blip\.text_encoder\.", "text_encoder."),
-)
-_UNUSED = re.compile(r"^blip\.(vision_proj|text_proj)\.|position_ids$")  # of BLIP's contrastive stage
+_UNUSED = re.compile(r"^blip\.(vision_proj|text_proj)\.")  # of BLIP's contrastive stage
 
 
 def rename_upstream(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Map the released checkpoint's keys onto `RankedBlip`'s; others pass, for the strict load to judge."""
-    renamed = {}
-    for key, tensor in state.items():
-        if not _UNUSED.search(key):
-            for pattern, replacement in _RENAMES:
-                key, changed = re.subn(pattern, replacement, key)
-                if changed:
-                    break
-            renamed[key] = tensor
-    return renamed
+    kept = {key: tensor for key, tensor in state.items() if not _UNUSED.search(key)}
+    return _blip.rename_upstream(kept, prefix="blip.")
 
 
 def tokenize(tokenizer: Tokenizer, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -250,23 +204,11 @@ def tokenize(tokenizer: Tokenizer, prompts: Sequence[str]) -> dict[str, Tensor]:
 
 
 def tokenizer(vocabulary: Path, embeddings: int = 0) -> Tokenizer:
-    """Return BERT's uncased word-piece tokenizer over `vocabulary`, set to upstream's 35 tokens.
+    """Return BERT's uncased word-piece tokenizer over `vocabulary`, cut at upstream's 35 tokens.
 
     BLIP adds [DEC] and [ENC] after the vocabulary; they are known where the model's `embeddings` reach them.
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    own = Tokenizer(models.WordPiece.from_file(str(vocabulary), unk_token="[UNK]"))
-    known = own.get_vocab_size()
-    own.add_special_tokens(
-        [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if own.token_to_id(t) is not None]
-    )
-    if embeddings >= known + 2:
+    own = word_pieces(vocabulary, _MAX_TOKENS)
+    if embeddings >= own.get_vocab_size() + 2:
         own.add_special_tokens(["[DEC]", "[ENC]"])
-    own.normalizer = normalizers.BertNormalizer(lowercase=True)
-    own.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    ids = own.get_vocab()
-    own.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
-    own.enable_truncation(_MAX_TOKENS)
-    own.enable_padding(length=_MAX_TOKENS, pad_id=ids["[PAD]"], pad_token="[PAD]")
     return own

@@ -58,7 +58,7 @@ class MPS(RewardModel):
         score_range=(0.0, 30.0),
         variants=(
             Variant("v1", recipe="mps/v1", files=_FILES, weights_license="unknown", config=_CONFIG),
-            Variant("v1-eval", recipe="mps/eval", files=_FILES, weights_license="unknown", config=_CONFIG),
+            Variant("v1-eval", "mps/eval", _FILES, weights_license="unknown", config=_CONFIG, quirk=True),
         ),
         gpu_dtype="float16",  # what upstream runs in
     )

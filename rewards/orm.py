@@ -36,6 +36,7 @@ _PLAIN, _COT, _T2I_R1 = "orm/yes-no", "orm/imagegen-cot-sampled", "orm/t2i-r1-sa
 _TEMPERATURES: Mapping[str, float] = {_COT: 1.0, _T2I_R1: 0.3}
 _T2I_R1_FILES = {"checkpoint": HubFolder("CaraJ/ORM-T2I-R1", "main", PATTERNS)}
 _COT_FILES = {"checkpoint": imagegen_cot("orm_ft")}
+_BASE_FILES = {"checkpoint": LLAVA_ONEVISION}
 _COT_CONFIG: Mapping[str, object] = {"folder": "orm_ft"}
 
 
@@ -49,12 +50,12 @@ class ORM(Critic):
         code_license="Apache-2.0 (T2I-R1, LLaVA-NeXT), unknown (Image-Generation-CoT)",
         score_range=(0.0, 1.0),
         variants=(
-            Variant("llava-onevision-7b", _PLAIN, {"checkpoint": LLAVA_ONEVISION}, "Apache-2.0"),
-            Variant("llava-onevision-7b-sampled", _COT, {"checkpoint": LLAVA_ONEVISION}, "Apache-2.0"),
+            Variant("llava-onevision-7b", _PLAIN, _BASE_FILES, "Apache-2.0"),
+            Variant("llava-onevision-7b-sampled", _COT, _BASE_FILES, "Apache-2.0", quirk=True),
             Variant("imagegen-cot", _PLAIN, _COT_FILES, "unknown", _COT_CONFIG),
-            Variant("imagegen-cot-sampled", _COT, _COT_FILES, "unknown", _COT_CONFIG),
+            Variant("imagegen-cot-sampled", _COT, _COT_FILES, "unknown", _COT_CONFIG, quirk=True),
             Variant("t2i-r1", _PLAIN, _T2I_R1_FILES, "CC-BY-NC-4.0"),
-            Variant("t2i-r1-sampled", _T2I_R1, _T2I_R1_FILES, "CC-BY-NC-4.0"),
+            Variant("t2i-r1-sampled", _T2I_R1, _T2I_R1_FILES, "CC-BY-NC-4.0", quirk=True),
         ),
         max_batch=16,
         gpu_dtype="bfloat16",

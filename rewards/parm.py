@@ -51,7 +51,7 @@ class PARM(Critic):
         score_range=(0.0, 1.0),
         variants=(
             Variant("imagegen-cot", _PLAIN, _FILES, "unknown", _CONFIG),
-            Variant("imagegen-cot-sampled", _SAMPLED, _FILES, "unknown", _CONFIG),
+            Variant("imagegen-cot-sampled", _SAMPLED, _FILES, "unknown", _CONFIG, quirk=True),
         ),
         max_batch=16,
         gpu_dtype="bfloat16",

@@ -80,6 +80,7 @@ def _qwen(size: str, revision: str, licence: str, *, penalised: bool = False) ->
         recipe=f"vqascore/qwen{suffix}",
         files={"checkpoint": HubFolder(f"Qwen/Qwen2.5-VL-{size}-Instruct", revision)},
         weights_license=licence,
+        quirk=penalised,
     )
 
 
@@ -89,6 +90,7 @@ def _llava(suffix: str = "") -> Variant:
         recipe=f"vqascore/llava-onevision{suffix}",
         files={"checkpoint": LLAVA_ONEVISION},
         weights_license="Apache-2.0",
+        quirk=bool(suffix),
     )
 
 

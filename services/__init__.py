@@ -1,7 +1,7 @@
 """The rewards behind BentoML.
 
 `bentoml serve rewardzoo.services:Zoo --host 127.0.0.1` hosts what `REWARDZOO_*` say, see
-`ServeConfig`; `HPS` and `ImageReward` have a default of their own.
+`ServeConfig`; the other services are one a family of rewards, each with a default of its own.
 """
 
 from rewardzoo.errors import require
@@ -14,6 +14,18 @@ from rewardzoo.services.service import make_service  # noqa: E402
 
 HPS = make_service("HPS", ["hpsv2:v2.1"])
 ImageReward = make_service("ImageReward", ["imagereward:v1.0"])
+PickScore = make_service("PickScore", ["pickscore:v1"])
+VQA = make_service("VQA", ["vqascore:clip-flant5-xl"])
+Critic = make_service("Critic", ["orm:imagegen-cot"])
 Zoo = make_service("Zoo")
 
-__all__ = ["HPS", "ImageReward", "ServeConfig", "Zoo", "make_service"]
+__all__ = [
+    "HPS",
+    "VQA",
+    "Critic",
+    "ImageReward",
+    "PickScore",
+    "ServeConfig",
+    "Zoo",
+    "make_service",
+]

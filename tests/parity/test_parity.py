@@ -15,6 +15,7 @@ from rewardzoo.rewards import resolve, specs
 from rewardzoo.rewards._parity import Result, check_case, detail_difference, find_cases, read_case
 
 CASES = [folder.name for folder in find_cases(FIXTURES)]
+SLOW = {"grounding-t2i-r1", "vqascore-llava-onevision-frames"}
 WITHOUT_A_CASE: dict[str, str] = {}
 """Recipes that no oracle has scored, and why. It may only shrink."""
 
@@ -24,7 +25,9 @@ def result_of(name: str) -> Result:
     return check_case(FIXTURES / name)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES]
+)
 def test_scores_equal_upstreams(name: str) -> None:
     result = result_of(name)
     assert result.ok, "\n".join(result.faults)
@@ -57,6 +60,7 @@ def test_every_case_has_its_oracle_and_its_recipe_is_the_variants() -> None:
         assert case.environment, name
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_command_writes_now() -> None:
     now = page([result_of(name) for name in CASES], FULL_SIZE)
     written = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")

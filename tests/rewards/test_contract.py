@@ -22,6 +22,14 @@ CASES = [folder.name for folder in find_cases(FIXTURES)]
 MINIS = [f"{spec.name}:{v.name}" for spec in specs() for v in spec.variants if v.is_mini]
 ROWS = {True: 10, False: 6}
 """Pairs a model, for those that encode image and prompt apart and for the others, which are slower."""
+SLOW = {
+    "grounding-fixed",
+    "grounding-t2i-r1",
+    "hpsv3-v3-m-rope",
+    "vqascore-llava-onevision",
+    "vqascore-llava-onevision-frames",
+    "vqascore-qwen",  # "vqascore-qwen-penalised" is the same network
+}
 SLOW_TO_DECODE = {"thread.png", "panorama.png"}
 
 
@@ -72,7 +80,10 @@ def subject(model: RewardModel, rows: Sequence[Any]) -> Subject:
     return Subject(model, opened, list(prompts), list(metadata))
 
 
-@pytest.fixture(scope="module", params=[*CASES, *MINIS])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in (*CASES, *MINIS)],
+)
 def reward(request: pytest.FixtureRequest) -> Subject:
     make: Callable[[str], Subject] = of_a_mini if request.param in MINIS else of_a_case
     return make(request.param)

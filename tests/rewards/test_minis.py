@@ -6,7 +6,7 @@ from rewardzoo.rewards import is_on_disk, load, specs
 from rewardzoo.rewards._weights import _package_path
 from rewardzoo.trainers.lab.train_minis import preference_accuracy
 
-MINIS = [f"{spec.name}:mini" for spec in specs()]
+MINIS = [f"{spec.name}:{v.name}" for spec in specs() for v in spec.variants if v.is_mini]
 
 
 def test_every_mini_is_shipped_and_all_together_are_small() -> None:
