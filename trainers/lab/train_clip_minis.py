@@ -1,8 +1,8 @@
 """Train `clipscore:mini` and `pickscore:mini`: `python -m rewardzoo.trainers.lab.train_clip_minis`.
 
 PickScore is CLIP tuned on preferences (arXiv 2305.01569, sec. 3), and CLIPScore is CLIP as it is: so one run
-makes both, CLIPScore's after the contrastive stage and PickScore's after the next, on preferences. What was
-learned from billions of pictures they take from `hpsv2:mini`, whose towers have the same shapes.
+makes both, CLIPScore's after the contrastive stage and PickScore's after the next, on preferences. In place
+of pre-training they start from `hpsv2:mini`, whose towers have the same shapes.
 """
 
 from __future__ import annotations
@@ -196,8 +196,8 @@ def main(
     hpsv2: Annotated[
         Path | None, typer.Option(help="Folder of the hpsv2:mini to start from; the shipped one by default.")
     ] = None,
-    contrastive: Annotated[int, typer.Option(help="Steps of the contrastive stage.")] = 1500,
-    preference: Annotated[int, typer.Option(help="Steps of the preference stage.")] = 1000,
+    contrastive: Annotated[int, typer.Option(help="Steps of the contrastive stage.")] = 200,
+    preference: Annotated[int, typer.Option(help="Steps of the preference stage.")] = 200,
     pairs: Annotated[int, typer.Option(help="Pairs in a batch.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 100,
 ) -> None:
