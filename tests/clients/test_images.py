@@ -172,3 +172,15 @@ def test_every_truncation_passes_decoding_as_an_item_error_or_whole(kind: str) -
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(ItemError, match="64,000,000"):
         decode_image(png_header(20_000, 20_000))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_more_than_8_bits_a_channel_is_refused_and_not_clipped(mode: str) -> None:
+    image = Image.new(mode, (4, 4))
+    with pytest.raises(ItemError, match="8 bits"):
+        as_payload(image)
+    if mode == "I;16":
+        file = io.BytesIO()
+        image.save(file, format="PNG")
+        with pytest.raises(ItemError, match="8 bits"):
+            decode_image(file.getvalue())

@@ -46,6 +46,12 @@ def test_a_bare_name_means_the_only_released_variant() -> None:
     assert resolve("imagereward")[1].name == "v1.0"
 
 
+def test_a_bare_name_never_means_a_quirk_of_upstreams() -> None:
+    assert resolve("grounding")[1].name == "fixed"
+    assert resolve("hpsv3")[1].recipe == "hpsv3/sequential"
+    assert resolve("grounding:t2i-r1")[1].quirk
+
+
 def test_a_bare_name_with_two_released_variants_is_refused_with_the_candidates() -> None:
     with pytest.raises(UnknownRewardError, match=r"any of hpsv2:v2\.0, hpsv2:v2\.1, .*hpsv2:mini"):
         resolve("hpsv2")

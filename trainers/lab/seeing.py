@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -51,36 +51,3 @@ def look_nearby(places: Tensor, attention: Iterable[Tensor], grid: int) -> None:
     for weight in attention:
         query, key, _ = weight.chunk(3)
         key.copy_(query)
-
-
-def blip_vision_from_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the vision tower of an open_clip checkpoint to what `transformers`' BLIP calls the same weights.
-
-    The two are one architecture where CLIP has no norm in front; BLIP's patch embedding has a bias besides.
-    """
-    places = state["visual.positional_embedding"]
-    renamed = {
-        "embeddings.class_embedding": state["visual.class_embedding"][None, None],
-        "embeddings.position_embedding": places[None],
-        "embeddings.patch_embedding.weight": state["visual.conv1.weight"],
-        "embeddings.patch_embedding.bias": torch.zeros(places.shape[1]),
-    }
-    for key, weight in state.items():
-        if key.startswith("visual.ln_post."):
-            renamed[key.replace("visual.ln_post", "post_layernorm")] = weight
-        elif key.startswith("visual.transformer.resblocks."):
-            key = key.replace("visual.transformer.resblocks", "encoder.layers")
-            for theirs, ours in _CLIP_TO_BLIP.items():
-                key = key.replace(theirs, ours)
-            renamed[key] = weight
-    return renamed
-
-
-_CLIP_TO_BLIP = {
-    "attn.in_proj_": "self_attn.qkv.",
-    "attn.out_proj": "self_attn.projection",
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}

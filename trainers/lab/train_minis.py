@@ -30,7 +30,7 @@ from rewardzoo.rewards import hpsv2, imagereward
 from rewardzoo.rewards._images import normalize
 from rewardzoo.trainers.lab import VOCABULARY, triples
 from rewardzoo.trainers.lab.pair_batches import ImageBatch, Pairs, PairStream
-from rewardzoo.trainers.lab.seeing import SceneProbe, blip_vision_from_clip, look_nearby
+from rewardzoo.trainers.lab.seeing import SceneProbe, look_nearby
 
 SIZE = 64
 GRID = 8  # patches a side, in both minis
@@ -247,15 +247,15 @@ def train_hpsv2(out: Path, cycles: Sequence[int], pairs: int, seed: int) -> None
 
 
 def train_imagereward(out: Path, cycles: Sequence[int], pairs: int, seed: int) -> None:
-    """Train and write `imagereward:mini`; its vision starts from `hpsv2:mini`, beside it or shipped."""
+    """Train and write `imagereward:mini`."""
     vocabulary = write_bert_vocabulary(out / "vocab.txt")
     if vocabulary != imagereward.MINI_CONFIG["text"]["vocab_size"]:
         raise ValueError(f"imagereward.MINI_CONFIG needs vocab_size {vocabulary}")
     net = imagereward.RankedBlip(imagereward.MINI_CONFIG)
     own = imagereward.tokenizer(out / "vocab.txt")
-    beside = out.parent / "hpsv2"
-    clip = rewardzoo.rewards.load("hpsv2:mini", device="cpu", weights=beside if beside.is_dir() else None)
-    net.vision_model.load_state_dict(blip_vision_from_clip(clip.net.state_dict()))
+    layers = cast(Any, net.vision_model).encoder.layers
+    places = cast(Any, net.vision_model).embeddings.position_embedding[0, 1:]
+    look_nearby(places, (layer.self_attn.qkv.weight for layer in layers), GRID)
     width = imagereward.MINI_CONFIG["vision"]["hidden_size"]
     probe = SceneProbe(width, width)
     loss = partial(imagereward_loss, net, partial(imagereward.tokenize, own), probe)
@@ -264,7 +264,7 @@ def train_imagereward(out: Path, cycles: Sequence[int], pairs: int, seed: int) -
 
 
 TRAINERS = {"hpsv2": train_hpsv2, "imagereward": train_imagereward}
-CYCLES: dict[str, tuple[int, ...]] = {"hpsv2": (3200,), "imagereward": (1800,)}
+CYCLES: dict[str, tuple[int, ...]] = {"hpsv2": (3200,), "imagereward": (3000, 1500)}
 
 
 def main(
