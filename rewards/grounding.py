@@ -1,7 +1,8 @@
 """GroundingDINO as a judge: are the objects there, how many, and how do they stand to each other.
 
 The reward of T2I-R1 (arXiv 2505.00703), `src/t2i-r1/src/utils/reward_gdino.py`, with the detector of
-arXiv 2303.05499. Detection runs on `transformers`' GroundingDINO; `rename` maps the original checkpoint,
+arXiv 2303.05499. Detection runs on `transformers`' GroundingDINO with a decoder of ours, for the boxes at
+an edge (`rewards/_grounding_decoder.py`); `rename` maps the original checkpoint,
 `groundingdino_swint_ogc.pth`, and the hub's conversion of it onto that. What is asked comes from an item's
 metadata, its prompt is not read: `rewards/_relations.py` has the questions and the rules.
 """
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rewardzoo.errors import ItemError
+from rewardzoo.rewards._grounding_decoder import Decoder, last_boxes
 from rewardzoo.rewards._grounding_names import rename
 from rewardzoo.rewards._model import Batch, Outcome, RewardModel, Score
 from rewardzoo.rewards._relations import Box, Claim, Question, caption, judge, read_question
@@ -78,7 +80,7 @@ class Grounding(RewardModel):
         score_range=(0.0, 1.0),
         variants=(
             Variant("fixed", recipe="grounding/fixed", files=_FILES, weights_license="Apache-2.0"),
-            Variant("t2i-r1", recipe=_T2I_R1, files=_FILES, weights_license="Apache-2.0"),
+            Variant("t2i-r1", _T2I_R1, _FILES, weights_license="Apache-2.0", quirk=True),
         ),
         differentiable=False,
         max_batch=16,
@@ -217,7 +219,7 @@ class Grounding(RewardModel):
         """
         mask = torch.ones_like(input_ids[:, :_MAX_TOKENS])  # the network cuts the ids itself, not the mask
         out = self.net(pixel_values=pixels, input_ids=input_ids, attention_mask=mask)
-        return out.logits[0].float().sigmoid(), out.pred_boxes[0].float()
+        return out.logits[0].float().sigmoid(), last_boxes(self.net, out)[0].float()
 
 
 def _name(tokens: Tensor, boxes: Tensor, phrases: Tensor, owners: Sequence[int]) -> dict[int, list[Box]]:
@@ -238,7 +240,9 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     net: nn.Module = GroundingDinoForObjectDetection(
         GroundingDinoConfig(**{k: v for k, v in config.items() if k != "sides"})
     )
-    cast(Any, net).model.backbone.conv_encoder.model.swin.layernorm = nn.Identity()  # its output is not used
+    model = cast(Any, net).model
+    model.backbone.conv_encoder.model.swin.layernorm = nn.Identity()  # its output is not used
+    model.decoder = Decoder(model.decoder)
     return net
 
 

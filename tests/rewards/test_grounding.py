@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from rewardzoo.errors import ItemError, WeightsError
+from rewardzoo.rewards._grounding_decoder import Decoder, last_boxes, move
 from rewardzoo.rewards._grounding_names import rename
 from rewardzoo.rewards._relations import COUNT, OBJECT, RELATIONS, Box, Claim, caption, count, judge, position
 from rewardzoo.rewards._relations import read_question as read
@@ -227,6 +228,33 @@ def test_detections_do_not_depend_on_neighbours_of_other_sizes(model: Grounding)
     alone = [model.score_items([i], [""], [a])[0] for i, a in zip(images, asked, strict=True)]
     assert together == alone
     assert any(outcome.details["detections"] for outcome in together)  # type: ignore[union-attr]
+
+
+def test_a_box_at_an_edge_moves_as_if_it_were_a_thousandth_away() -> None:
+    boxes = torch.tensor([0.0, 1e-4, 0.5, 0.9999, 1.0])
+    odds = torch.tensor([1e-3, 1e-3 / 0.9999, 1.0, 0.9999 / 1e-3, 1e3])  # `transformers`: down to 1e-5
+    for by in (-2.0, 0.0, 3.0):
+        assert torch.allclose(move(boxes, torch.tensor(by)), (odds.log() + by).sigmoid(), rtol=1e-6)
+
+
+def test_the_decoder_is_that_of_transformers_where_no_box_is_at_an_edge() -> None:
+    from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
+
+    torch.manual_seed(0)
+    fields = {key: value for key, value in SMALL.items() if key != "sides"}
+    net = GroundingDinoForObjectDetection(GroundingDinoConfig(**fields)).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    asked = {"pixel_values": torch.randn(1, 3, 96, 128), "input_ids": torch.tensor([[2, 7, 5, 3]])}
+    with torch.no_grad():
+        theirs = net(**asked)
+        net.model.decoder = Decoder(net.model.decoder)
+        ours = net(**asked)
+        boxes = last_boxes(net, ours)
+    references = theirs.intermediate_reference_points
+    assert 1e-3 < references.min() < references.max() < 0.999
+    assert torch.allclose(ours.logits[..., :4], theirs.logits[..., :4], rtol=1e-5, atol=1e-6)
+    assert torch.allclose(boxes, theirs.pred_boxes, rtol=1e-5)
 
 
 def test_the_prompt_is_not_read(model: Grounding) -> None:
