@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -65,6 +65,9 @@ class LlavaNext(VisionLanguageModel):
     question first.
     """
 
+    penalises_dialogue: ClassVar[bool] = False
+    """Upstream generates from embeddings: `transformers` is not told of the dialogue's tokens."""
+
     def __init__(
         self, model: Any, tokenizer: Any, images: LlavaImages, *, vocabulary: int, limit: int | None
     ) -> None:
@@ -82,6 +85,9 @@ class LlavaNext(VisionLanguageModel):
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
         logits: Tensor = self.model.lm_head(hidden[rows, inputs["read"]])[..., : self.vocabulary]
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return super()._logits(hidden)[:, : self.vocabulary]
 
 
 def read_llava_next(

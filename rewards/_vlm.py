@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from PIL import Image
@@ -55,6 +55,9 @@ class VisionLanguageModel(nn.Module):
     `model` is a `Qwen2VLForConditionalGeneration`, `Qwen2_5_VLForConditionalGeneration` or
     `LlavaOnevisionForConditionalGeneration`; `tokenizer` a fast tokenizer of `transformers`.
     """
+
+    penalises_dialogue: ClassVar[bool] = True
+    """Whether a repetition penalty falls on the dialogue's own tokens too, or on the answer's alone."""
 
     def __init__(
         self,
@@ -184,7 +187,8 @@ class VisionLanguageModel(nn.Module):
     ) -> list[str]:
         """Continue each dialogue greedily until it ends or has `max_new_tokens`: B texts.
 
-        `repetition_penalty` is that of `transformers`' generation, over the dialogue's own tokens.
+        `repetition_penalty` is that of `transformers`' generation: over the answer's tokens, and over the
+        dialogue's where `penalises_dialogue`.
 
         Raises:
             ValueError: `max_new_tokens` is less than 1.
@@ -203,7 +207,9 @@ class VisionLanguageModel(nn.Module):
         while True:
             logits = self._logits(out.last_hidden_state)
             if repetition_penalty != 1:
-                logits = penalise_repeats(logits, torch.cat([ids, said], 1), mask, repetition_penalty)
+                first = 0 if self.penalises_dialogue else ids.shape[1]
+                seen = torch.cat([ids, said], 1)[:, first:]
+                logits = penalise_repeats(logits, seen, mask[:, first:], repetition_penalty)
             token = torch.where(running, logits.argmax(-1), ends[0])[:, None]
             said = torch.cat([said, token], 1)
             running &= ~torch.isin(token[:, 0], ends)
