@@ -123,9 +123,9 @@ _AXIS = re.compile(r"(\w+) Score \(1-5\):\s*([0-5](?:\.\d+)?)(?!\d)")
 _SHOWN = 120  # characters of an answer that an error quotes
 
 
-def _variant(name: str, repo: str, recipe: str, **config: object) -> Variant:
+def _variant(name: str, repo: str, recipe: str, *, quirk: bool = False, **config: object) -> Variant:
     folder = HubFolder(f"CodeGoat24/UnifiedReward-{repo}", "main")
-    return Variant(name, f"unifiedreward/{recipe}", {"checkpoint": folder}, "unknown", config)
+    return Variant(name, f"unifiedreward/{recipe}", {"checkpoint": folder}, "unknown", config, quirk)
 
 
 class UnifiedReward(RewardModel):
@@ -143,10 +143,10 @@ class UnifiedReward(RewardModel):
             _variant("qwen-7b-words", "qwen-7b", "acs-words"),
             _variant("2.0-qwen-3b", "2.0-qwen-3b", "acs"),
             _variant("2.0-qwen-7b", "2.0-qwen-7b", "acs"),
-            _variant("2.0-qwen-7b-jpeg", "2.0-qwen-7b", "acs-jpeg"),
+            _variant("2.0-qwen-7b-jpeg", "2.0-qwen-7b", "acs-jpeg", quirk=True),
             _variant("7b", "7b", "point", llava_next=True, max_new_tokens=4096),
             _variant("7b-v1.5", "7b-v1.5", "point", llava_next=True, max_new_tokens=4096),
-            _variant("7b-v1.5-flow-grpo", "7b-v1.5", "flow-grpo", llava_next=True),
+            _variant("7b-v1.5-flow-grpo", "7b-v1.5", "flow-grpo", quirk=True, llava_next=True),
         ),
         differentiable=False,
         max_batch=8,

@@ -18,7 +18,7 @@ from torch import Tensor
 from rewardzoo.errors import ItemError
 from rewardzoo.rewards._clip_t5 import ClipT5
 from rewardzoo.rewards._critic import LLAVA_ONEVISION
-from rewardzoo.rewards._llava_next import LlavaNext, read_llava_next, read_settings
+from rewardzoo.rewards._llava_next import read_llava_next, read_settings
 from rewardzoo.rewards._model import RewardModel
 from rewardzoo.rewards._spec import HubFile, HubFolder, RewardSpec, Variant
 from rewardzoo.rewards._vlm import Turn, VisionLanguageModel, penalise_repeats
@@ -196,8 +196,6 @@ class VQAScore(RewardModel):
             found: Tensor = self.net(inputs)
             return found
         logits = self.net.next_token_logits(inputs)
-        if isinstance(self.net, LlavaNext):
-            logits = logits[:, : self.net.vocabulary]
         if self.recipe.penalised:
             penalty = self.net.model.generation_config.repetition_penalty or 1.0
             logits = penalise_repeats(logits, inputs["input_ids"], inputs["attention_mask"], penalty)

@@ -25,9 +25,7 @@ def result_of(name: str) -> Result:
     return check_case(FIXTURES / name)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES])
 def test_scores_equal_upstreams(name: str) -> None:
     result = result_of(name)
     assert result.ok, "\n".join(result.faults)

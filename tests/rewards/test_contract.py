@@ -26,6 +26,8 @@ SLOW = {
     "grounding-fixed",
     "grounding-t2i-r1",
     "hpsv3-v3-m-rope",
+    "unifiedreward-flow-grpo",
+    "unifiedreward-point-llava",
     "vqascore-llava-onevision",
     "vqascore-llava-onevision-frames",
     "vqascore-qwen",  # "vqascore-qwen-penalised" is the same network
