@@ -1,4 +1,4 @@
-"""What the tests of deploy/ share: real servers with a mini, each in a process group of its own."""
+"""What the tests of deploy/ share: real servers with a mini, and their ends."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from rewardzoo import RewardClient
@@ -24,15 +25,24 @@ REWARD = "hpsv2:mini"
 
 @dataclass(frozen=True)
 class Process:
-    """A process with its children, and what they wrote."""
+    """A process, and what it and its children wrote."""
 
     popen: subprocess.Popen[bytes]
     log: Path
 
     def end(self, how: int = signal.SIGKILL) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.popen.pid, how)
-        self.popen.wait(timeout=30)
+        """End it; where it cannot see to its children itself, end these too."""
+        if self.popen.poll() is None:
+            process = psutil.Process(self.popen.pid)
+            # BentoML's workers are in sessions of their own: they outlive a killed group, and keep the port.
+            children = process.children(recursive=True)
+            process.send_signal(how)
+            self.popen.wait(timeout=30)
+            if how == signal.SIGKILL:
+                for child in children:
+                    with suppress(psutil.NoSuchProcess):
+                        child.kill()
+                psutil.wait_procs(children, timeout=30)
 
 
 Start = Callable[..., Process]
@@ -65,7 +75,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 stdout=out,
                 stderr=out,
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,
                 **options,
             )
         started.append(Process(popen, log))
