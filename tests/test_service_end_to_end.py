@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -26,14 +25,17 @@ REWARDS = ("hpsv2:mini", "imagereward:mini")
 
 def start_server(port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "rewardzoo", "serve", *REWARDS, "--port", str(port), "--device", "cpu"]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def kill(server: subprocess.Popen[bytes]) -> None:
-    os.killpg(server.pid, signal.SIGKILL)
+    # BentoML's workers are in sessions of their own: they outlive a killed group, and keep the port.
+    workers = psutil.Process(server.pid).children(recursive=True)
+    server.kill()
     server.wait()
+    for worker in workers:
+        worker.kill()
+    psutil.wait_procs(workers, timeout=30)
 
 
 @pytest.fixture(scope="module")

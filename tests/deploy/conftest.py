@@ -105,7 +105,7 @@ def wait_ready() -> Callable[[str, Process], None]:
     def wait(url: str, process: Process) -> None:
         with RewardClient(url) as client:
             try:
-                client.wait_ready(60)
+                client.wait_ready(180)
             except Exception as error:
                 raise AssertionError(process.log.read_text(errors="replace")[-4000:]) from error
 
