@@ -146,6 +146,12 @@ def test_each_deployment_is_scaled_by_one_autoscaler_that_owns_its_replicas(mani
         assert rule["seriesQuery"].startswith(rule["name"]["as"] + "{")
 
 
+def test_the_metric_that_scales_is_one_that_servers_have(manifests) -> None:
+    metrics = pytest.importorskip("rewardzoo.services.metrics", reason="servers have no metrics of their own")
+    (metric,) = of(manifests, "HorizontalPodAutoscaler")[0]["spec"]["metrics"]
+    assert f'"{metric["pods"]["metric"]["name"]}"' in Path(metrics.__file__).read_text()
+
+
 def test_the_rewards_exist_and_the_settings_are_read(manifests) -> None:
     fields = {f"REWARDZOO_{name.upper()}" for name in ServeConfig.model_fields}
     for deployment in of(manifests, "Deployment"):
