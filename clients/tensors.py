@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Tensor = NDArray[Any]
 """An array; BYTES tensors are object arrays whose elements are `bytes`."""
+Stack = list[Tensor]
+"""Arrays of one shape that mean a single tensor, themselves stacked: nothing is copied to make one."""
 Chunk = bytes | memoryview
 
 DTYPES = {
@@ -57,6 +59,21 @@ def to_raw(tensor: Tensor) -> Iterator[Chunk]:
     elif tensor.size:
         little = np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<"))
         yield little.reshape(-1).view(np.uint8).data
+
+
+def shape_of(tensor: Tensor | Stack) -> list[int]:
+    """Return the shape; of a stack, the one that it means."""
+    return [len(tensor), *tensor[0].shape] if isinstance(tensor, list) else list(tensor.shape)
+
+
+def binary(tensor: Tensor | Stack) -> tuple[str, list[Chunk]]:
+    """Return the datatype and the bytes of a tensor, uncopied where it is contiguous.
+
+    Raises:
+        WireError: the protocol has no name for its dtype.
+    """
+    layers = tensor if isinstance(tensor, list) else [tensor]
+    return datatype_of(layers[0]), [chunk for layer in layers for chunk in to_raw(layer)]
 
 
 def from_raw(raw: memoryview, datatype: str, count: int) -> Tensor:

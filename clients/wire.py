@@ -15,18 +15,22 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from rewardzoo.clients.tensors import (
     DTYPES,
     Chunk,
+    Stack,
     Tensor,
     WireError,
     bytes_tensor,
     datatype_of,
     from_json,
     from_raw,
+    shape_of,
     to_json,
-    to_raw,
 )
+from rewardzoo.clients.tensors import binary as as_binary
 from rewardzoo.errors import ItemError
 
 __all__ = [
@@ -34,12 +38,15 @@ __all__ = [
     "ERRORS",
     "HEADER",
     "IMAGES",
+    "IMAGE_FILES",
     "MAX_PROMPT_BYTES",
     "METADATA",
     "PROMPTS",
+    "PROVENANCE",
     "SCORES",
     "Chunk",
     "Message",
+    "Stack",
     "Tensor",
     "WireError",
     "bytes_tensor",
@@ -58,7 +65,11 @@ __all__ = [
 HEADER = "Inference-Header-Content-Length"
 """HTTP header: how many bytes of the body are JSON. Absent when all of them are."""
 IMAGES, PROMPTS, METADATA = "images", "prompts", "metadata"
+IMAGE_FILES = "image_files"
+"""Encoded images, of a server where a tensor has one datatype and `images` is UINT8."""
 SCORES, ERRORS, DETAILS = "scores", "errors", "details"
+PROVENANCE = "provenance"
+"""The provenance of a request in its first item, of a server whose answers have no parameters."""
 MAX_PROMPT_BYTES = 32_768
 
 Key = Literal["inputs", "outputs"]
@@ -209,7 +220,7 @@ def requested_outputs(header: Mapping[str, Any], available: Sequence[str]) -> di
 
 def encode(
     header: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor | Stack],
     *,
     key: Key,
     binary: Collection[str] | None = None,
@@ -226,15 +237,15 @@ def encode(
     entries: list[dict[str, Any]] = []
     chunks: list[Chunk] = []
     for name, tensor in tensors.items():
-        entry: dict[str, Any] = {"name": name, "shape": list(tensor.shape)}
+        entry: dict[str, Any] = {"name": name, "shape": shape_of(tensor)}
         try:
-            entry["datatype"] = datatype_of(tensor)
             if binary is None or name in binary:
-                raw = list(to_raw(tensor))
+                entry["datatype"], raw = as_binary(tensor)
                 entry["parameters"] = {"binary_data_size": sum(map(len, raw))}
                 chunks += raw
             else:
-                entry["data"] = to_json(tensor)
+                whole = np.stack(tensor) if isinstance(tensor, list) else tensor
+                entry["datatype"], entry["data"] = datatype_of(whole), to_json(whole)
         except WireError as error:
             raise WireError(f"tensor {name!r}: {error}") from error
         entries.append(entry)
