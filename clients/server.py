@@ -7,11 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 from rewardzoo.clients import wire
-from rewardzoo.clients.transport import Part, Reply
+from rewardzoo.clients.transport import Part, Reply, joined
 from rewardzoo.errors import ItemError, NotServedError, RequestError
 
 Tensors = Mapping[str, wire.Tensor | wire.Stack]
@@ -76,7 +75,7 @@ class ServerTransport(ABC):
         if model not in self._declared:
             self._declared[model] = self._find(model, deadline)
         declared = self._declared[model]
-        return _joined([self.send(declared, piece, deadline) for piece in declared.pieces(part)])
+        return joined([self.send(declared, piece, deadline) for piece in declared.pieces(part)])
 
     def rewards(self, *, deadline: float) -> list[ServedReward]:
         """List what the server hosts."""
@@ -193,17 +192,3 @@ def _column(tensors: Mapping[str, wire.Tensor], name: str, kind: str) -> list[An
     if tensor.dtype.kind != kind:
         raise wire.WireError(f"tensor {name!r} cannot be of dtype {tensor.dtype}")
     return list(tensor.tolist())
-
-
-def _joined(replies: Sequence[Reply]) -> Reply:
-    if len(replies) == 1:
-        return replies[0]
-    errors: dict[int, str] = {}
-    details: dict[int, Mapping[str, Any]] = {}
-    start = 0
-    for reply in replies:
-        errors.update((start + i, text) for i, text in reply.errors.items())
-        details.update((start + i, said) for i, said in reply.details.items())
-        start += len(reply.scores)
-    scores = list(chain.from_iterable(reply.scores for reply in replies))
-    return Reply(scores, errors, replies[-1].provenance, details)

@@ -19,7 +19,7 @@ class Part:
     rows: Sequence[int]
     payloads: Sequence[Payload]
     prompts: Sequence[str]
-    metadata: Sequence[str] | None = None
+    metadata: Sequence[str | bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,22 @@ class Reply:
     errors: Mapping[int, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def joined(replies: Sequence[Reply]) -> Reply:
+    """Return the reply to consecutive parts as one."""
+    if len(replies) == 1:
+        return replies[0]
+    scores: list[float] = []
+    errors: dict[int, str] = {}
+    provenance: dict[str, Any] = {}
+    details: dict[int, Mapping[str, Any]] = {}
+    for reply in replies:
+        errors.update((len(scores) + i, text) for i, text in reply.errors.items())
+        details.update((len(scores) + i, said) for i, said in reply.details.items())
+        provenance.update(reply.provenance)
+        scores += reply.scores
+    return Reply(scores, errors, provenance, details)
 
 
 class Transport(Protocol):

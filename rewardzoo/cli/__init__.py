@@ -1,4 +1,4 @@
-"""The command line: `rewardzoo list | serve | score | demo | doctor | parity`."""
+"""The command line: `rewardzoo list | serve | score | demo | doctor | parity | triton-export`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rewardzoo.cli.doctor import doctor
 from rewardzoo.cli.parity import parity
 from rewardzoo.cli.score import score
 from rewardzoo.cli.serve import serve
+from rewardzoo.cli.triton import triton_export
 from rewardzoo.errors import MissingExtraError, RewardZooError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app.command()(score)
 app.command()(demo)
 app.command()(doctor)
 app.command()(parity)
+app.command("triton-export")(triton_export)
 
 
 def main() -> None:

@@ -154,6 +154,18 @@ def test_doctor_names_versions_weights_and_a_taken_port() -> None:
 
 
 @pytest.mark.slow
+def test_triton_export_writes_a_repository_and_says_how_to_start_it(tmp_path: Path) -> None:
+    out = tmp_path / "repo"
+    options = ("--device", "cpu", "--max-batch", 16, "--delay-us", 500, "--instances", 2)
+    result = run("triton-export", "hpsv2:mini", "clipscore:mini", "--out", out, *options)
+    assert result.exit_code == 0
+    assert f"tritonserver --model-repository={out}" in result.stdout
+    config = (out / "hpsv2.mini" / "config.pbtxt").read_text()
+    for line in ("max_batch_size: 16", "max_queue_delay_microseconds: 500", "count: 2 kind: KIND_CPU"):
+        assert line in config
+    assert (out / "clipscore.mini" / "1" / "model.py").is_file()
+
+
 def test_demo_serves_ranks_writes_a_page_and_stops(tmp_path: Path) -> None:
     result = run("demo", "--out", tmp_path, "--prompts", 2)
     assert result.exit_code == 0, result.output
