@@ -26,6 +26,8 @@ _KINDS: dict[int, type[RequestError]] = {
     404: NotServedError,
     413: TooLargeError,
 }
+# Triton says so with 404 of a model that it is loading anew, or unloading on its way out.
+_PASSING = "has no available versions"
 _T = TypeVar("_T")
 
 
@@ -35,7 +37,7 @@ def error_of(status: int, text: str, retry_after: float | None = None) -> Reques
         return OverloadedError(text, retry_after)
     if status == 504:
         return DeadlineError(text)
-    if status >= 500:
+    if status >= 500 or _PASSING in text:
         return UnavailableError(text)
     return _KINDS.get(status, RequestError)(text)
 

@@ -18,7 +18,7 @@ from rich.table import Table
 _EXTRAS = {
     "serve": ("torch", "torchvision", "transformers", "open_clip_torch", "bentoml"),
     "train": ("accelerate", "peft"),
-    "triton": ("tritonclient",),
+    "triton": ("tritonclient", "grpcio"),
     "parquet": ("pyarrow",),
 }
 

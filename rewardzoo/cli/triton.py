@@ -28,6 +28,10 @@ def triton_export(
         list[str] | None,
         typer.Option(help="NAME=PATH: weights to use instead of the hub's, by their path where Triton runs."),
     ] = None,
+    python_env: Annotated[
+        Path | None,
+        typer.Option(help="A venv with rewardzoo, or conda-pack's archive of one, by its path there."),
+    ] = None,
 ) -> None:
     """Write a model repository; each model of it loads its reward when Triton starts."""
     from rewardzoo.services.triton import Options, export
@@ -38,6 +42,7 @@ def triton_export(
         delay_us=delay_us,
         instances=instances,
         weights=parse_weights(weights),
+        python_env=python_env,
     )
     console = Console()
     for folder in export(rewards, out, options):

@@ -26,7 +26,8 @@ class Options:
     `max_batch` is how many items a request may have and a batch is made of (None: at least as many as
     `RewardClient` sends); the model scores `spec.max_batch` of them at a time. A batch that is not full
     waits `delay_us` microseconds for company. `instances` are copies of the model a device. `weights` maps
-    names to files or folders, as they are called where Triton runs.
+    names to files or folders, as they are called where Triton runs. `python_env` is an environment there, a
+    folder or an archive of conda-pack's, whose Python the models get in place of Triton's own.
     """
 
     device: str = "auto"
@@ -34,6 +35,7 @@ class Options:
     delay_us: int = 2000
     instances: int = 1
     weights: Mapping[str, Path] = field(default_factory=dict)
+    python_env: Path | None = None
 
     def __post_init__(self) -> None:
         if self.instances < 1 or self.delay_us < 0 or (self.max_batch is not None and self.max_batch < 1):
@@ -87,6 +89,7 @@ def _config(name: str, spec: RewardSpec, variant: Variant, options: Options, wei
         "max_batch": str(spec.max_batch),
         "rewardzoo": __version__,
         **({"weights": str(weights)} if weights else {}),
+        **({"EXECUTION_ENV_PATH": str(options.python_env)} if options.python_env else {}),
     }
     written = "\n".join(
         f"parameters {{ key: {_text(key)} value {{ string_value: {_text(value)} }} }}"

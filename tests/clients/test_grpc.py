@@ -241,6 +241,7 @@ def test_the_token_goes_out_as_a_bearer_token_or_not_at_all(url: str, triton: Fa
         (Code.ABORTED, "stopping"),
         (Code.RESOURCE_EXHAUSTED, "full"),
         (Code.DEADLINE_EXCEEDED, "late"),
+        (Code.NOT_FOUND, "Request for unknown model: 'sum.v1' has no available versions"),
     ],
 )
 def test_what_may_pass_is_tried_again(url: str, triton: FakeTriton, code: Any, details: str) -> None:

@@ -265,7 +265,12 @@ def test_an_exported_configuration_is_one_that_triton_reads(tmp_path: Path) -> N
 )
 def test_options_reach_the_configuration(tmp_path: Path, device: str, kind: int, gpus: list[int]) -> None:
     options = Options(
-        device=device, max_batch=5, delay_us=0, instances=3, weights={"hpsv2:mini": Path('/a "b"/ä\\c')}
+        device=device,
+        max_batch=5,
+        delay_us=0,
+        instances=3,
+        weights={"hpsv2:mini": Path('/a "b"/ä\\c')},
+        python_env=Path("/env"),
     )
     (folder,) = export(["hpsv2:mini"], tmp_path, options)
     config = parsed(folder / "config.pbtxt")
@@ -273,6 +278,7 @@ def test_options_reach_the_configuration(tmp_path: Path, device: str, kind: int,
     assert config.dynamic_batching.max_queue_delay_microseconds == 0
     assert [(g.count, g.kind, list(g.gpus)) for g in config.instance_group] == [(3, kind, gpus)]
     assert config.parameters["weights"].string_value == '/a "b"/ä\\c'
+    assert config.parameters["EXECUTION_ENV_PATH"].string_value == "/env"
 
 
 def test_a_reward_that_scores_few_at_a_time_still_takes_the_clients_requests() -> None:
