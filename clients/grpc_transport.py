@@ -93,8 +93,7 @@ class GRPCTransport(ServerTransport):
         body = encode_request(declared.model, declared.inputs(part), timeout=left)
         if len(body) > MAX_MESSAGE:
             raise TooLargeError(
-                f"a request of {len(part.rows)} items has {len(body):,} bytes, gRPC takes {MAX_MESSAGE:,}: "
-                "scale the images down"
+                f"the request has {len(body):,} bytes, gRPC takes {MAX_MESSAGE:,}: scale the image down"
             )
         answer = self._call(self._model_infer, body, deadline)
         try:

@@ -4,14 +4,15 @@ decides how a part is sent to it, and its tensors become a reply."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rewardzoo.clients import wire
 from rewardzoo.clients.transport import Part, Reply, joined
-from rewardzoo.errors import ItemError, NotServedError, RequestError
+from rewardzoo.errors import ItemError, NotServedError, RequestError, TooLargeError
 
 Tensors = Mapping[str, wire.Tensor | wire.Stack]
 
@@ -71,11 +72,23 @@ class ServerTransport(ABC):
         self._declared: dict[str, Declared] = {}
 
     def infer(self, model: str, part: Part, *, deadline: float) -> Reply:
-        """Score a part; see `Transport`."""
+        """Score a part; see `Transport`. One that is too large for the server is sent in halves."""
         if model not in self._declared:
             self._declared[model] = self._find(model, deadline)
         declared = self._declared[model]
-        return joined([self.send(declared, piece, deadline) for piece in declared.pieces(part)])
+        pieces = deque(declared.pieces(part))
+        replies: list[Reply] = []
+        while pieces:
+            piece = pieces.popleft()
+            try:
+                replies.append(self.send(declared, piece, deadline))
+            except TooLargeError:
+                if len(piece.rows) == 1:
+                    raise
+                declared = replace(declared, max_batch=len(piece.rows) // 2)
+                self._declared[model] = declared  # so that the next part is not sent in vain
+                pieces.extendleft(reversed(list(declared.pieces(piece))))
+        return joined(replies)
 
     def rewards(self, *, deadline: float) -> list[ServedReward]:
         """List what the server hosts."""

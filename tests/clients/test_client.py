@@ -106,7 +106,6 @@ def test_a_dropped_connection_is_tried_again_with_the_whole_body(server: Any, an
         (401, UnauthorizedError),
         (403, UnauthorizedError),
         (404, NotServedError),
-        (413, TooLargeError),
         (302, RequestError),
     ],
 )
@@ -117,6 +116,51 @@ def test_what_cannot_help_is_not_tried_again(
     with pytest.raises(kind, match=rf"^because \(HTTP {status} from http://127.0.0.1.*/infer\)$"):
         score(server)
     assert len(server.headers) == 1
+
+
+def test_a_request_over_the_servers_limit_is_cut_until_it_fits_and_the_size_kept(
+    server: Any, answer: Any
+) -> None:
+    server.script = [answer(413)]
+    with RewardClient(server.url) as client:
+        assert_array_equal(client.score(IMAGES, "a", reward="sum"), SUMS)
+        assert_array_equal(client.score(IMAGES, "a", reward="sum"), SUMS)
+    assert [len(message.tensors["images"]) for message in server.seen] == [2, 2, 1, 2, 2, 1]
+
+
+def test_an_image_over_the_servers_limit_is_too_large(server: Any, answer: Any) -> None:
+    server.script = [answer(413, b'{"error": "over 9 bytes"}')] * 3
+    with RewardClient(server.url) as client, pytest.raises(TooLargeError, match=r"^over 9 bytes \(HTTP 413"):
+        client.score(IMAGES, "a", reward="sum")
+
+
+def test_tritons_name_and_limit_are_found() -> None:
+    sent = []
+    triton = {
+        "/v2/models/sum.v1": {"inputs": [{"name": "prompts", "shape": [-1, 1]}]},
+        "/v2/models/sum.v1/config": {"max_batch_size": 3, "parameters": {"name": {"string_value": "sum:v1"}}},
+    }
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            found = triton.get(request.url.path)
+            return (
+                httpx.Response(200, json=found) if found else httpx.Response(404, json={"error": "unknown"})
+            )
+        if request.url.path == "/v2/repository/index":
+            return httpx.Response(200, json=[{"name": "sum.v1"}])
+        length = wire.parse_json_length(request.headers[wire.HEADER])
+        count = len(wire.decode(request.read(), length, key="inputs").tensors["prompts"])
+        sent.append((request.url.path, count))
+        scores = {"name": "scores", "datatype": "FP32", "shape": [count, 1], "data": [1.0] * count}
+        return httpx.Response(200, json={"outputs": [scores]})
+
+    with RewardClient("http://mock", transport=httpx.MockTransport(handle)) as client:
+        assert client.score(IMAGES, "a", reward="sum:v1").tolist() == [1] * 5
+        assert client.rewards() == [ServedReward("sum:v1", True)]
+        with pytest.raises(NotServedError, match=r"unknown .*none"):
+            client.score(IMAGES, "a", reward="none:v1")
+    assert sent == [("/v2/models/sum.v1/infer", 3), ("/v2/models/sum.v1/infer", 2)]
 
 
 def test_retry_after_is_waited_for(server: Any, answer: Any) -> None:

@@ -300,3 +300,12 @@ def test_a_prompt_at_the_limit_passes() -> None:
     assert wire.decode_prompt("é".encode()) == "é"
     with pytest.raises(ItemError, match="not UTF-8"):
         wire.decode_prompt(b"\xff")
+
+
+@pytest.mark.parametrize("binary", [None, []])
+def test_a_stack_is_sent_as_the_tensor_that_it_means(binary: list[str] | None) -> None:
+    whole = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    for stack in (list(whole), list(whole[:, ::2])):
+        chunks, length = wire.encode({}, {"images": stack}, key="inputs", binary=binary)
+        message = wire.decode(b"".join(chunks), None if binary == [] else length, key="inputs")
+        np.testing.assert_array_equal(message.tensors["images"], np.stack(stack))

@@ -15,6 +15,7 @@ import time
 import venv
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def packages() -> Path:
     if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as unfinished:
+    with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as unfinished:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
         done = subprocess.run([*command, unfinished, *PACKAGES], capture_output=True, text=True)
         if UNREACHABLE.search(done.stderr):
@@ -71,8 +72,8 @@ def packages() -> Path:
         server = Path(unfinished) / "pytriton/tritonserver"
         stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
         stub.rename(server / "backends/python/triton_python_backend_stub")
-        Path(unfinished).rename(folder)
-        Path(unfinished).mkdir()  # for its owner to delete
+        with suppress(OSError):  # another run was quicker
+            Path(unfinished).rename(folder)
     return folder
 
 
