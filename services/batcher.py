@@ -97,6 +97,11 @@ class Batcher(Generic[Prepared, Scored]):
         self._active: set[asyncio.Task[None]] = set()
         self._composer: asyncio.Task[None] | None = None
 
+    @property
+    def waiting(self) -> int:
+        """How many items are not on their way to the device yet."""
+        return self._queued
+
     def start(self) -> None:
         """Begin to serve; needs a running event loop."""
         self._preparers = ThreadPoolExecutor(_AHEAD, thread_name_prefix="prepare")

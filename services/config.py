@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -37,6 +37,8 @@ class ServeConfig(BaseSettings):
     """Seconds from a request's first byte to its scores; then it is answered with 504."""
     window_ms: float = Field(default=2.0, ge=0, le=1000)
     """How long a batch that is not full waits for company."""
+    ui: Literal["auto", "on", "off"] = "auto"
+    """Whether there is a page at `/`; "auto": where the extra `ui` is installed."""
 
     @field_validator("rewards", mode="before")
     @classmethod

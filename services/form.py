@@ -77,7 +77,7 @@ async def score_form(request: Request, host: Host) -> Response:
     if metadata and len(images) != len(metadata):
         raise RequestError(f"{len(images)} images and {len(metadata)} metadata: send one an image, or none")
     notes = metadata or [{}] * len(images)
-    items = [_item(*parts) for parts in zip(images, prompts, notes, strict=True)]
+    items = [make_item(*parts) for parts in zip(images, prompts, notes, strict=True)]
     outcomes = await unless_gone(request, reward.score(items, deadline.left))
     return JSONResponse(
         {
@@ -132,7 +132,8 @@ def _list(form: FormData, name: str, kind: type[T], example: str) -> list[T]:
     return values
 
 
-def _item(image: bytes, prompt: str, metadata: Mapping[str, Any]) -> Item | ItemError:
+def make_item(image: bytes, prompt: str, metadata: Mapping[str, Any]) -> Item | ItemError:
+    """Return what is to be scored, or why it cannot be."""
     try:
         wire.check_prompt(prompt)
     except ItemError as error:

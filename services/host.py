@@ -33,6 +33,8 @@ class HostedReward:
 
     def __init__(self, model: RewardModel, config: ServeConfig) -> None:
         self.model = model
+        self.scored = 0
+        """Items answered since the start, failed ones too."""
         self.batcher: Batcher[_Prepared, Score] = Batcher(
             self._prepare,
             self._run,
@@ -46,9 +48,16 @@ class HostedReward:
         """Whether it takes requests now."""
         return self.batcher.failure is None
 
+    @property
+    def waiting(self) -> int:
+        """How many items stand in its queue."""
+        return self.batcher.waiting
+
     async def score(self, items: Sequence[Item | ItemError], timeout: float) -> list[Outcome]:
         """Score the items; errors stay in their places. Raises as `Batcher.submit`."""
-        scored = iter(await self.batcher.submit([i for i in items if isinstance(i, Item)], timeout))
+        wanted = [i for i in items if isinstance(i, Item)]
+        scored = iter(await self.batcher.submit(wanted, timeout))
+        self.scored += len(wanted)
         return [next(scored) if isinstance(item, Item) else item for item in items]
 
     def _prepare(self, items: Sequence[Item]) -> _Prepared:

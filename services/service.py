@@ -14,6 +14,7 @@ from starlette.responses import Response
 from rewardzoo.services.config import MAX_TIMEOUT, ServeConfig
 from rewardzoo.services.exchange import answer
 from rewardzoo.services.form import ScoreForm, ScoreReply, score_form
+from rewardzoo.services.front import Login, Page, Pages
 from rewardzoo.services.gate import Gate
 from rewardzoo.services.routes import make_app
 
@@ -30,6 +31,7 @@ def make_service(name: str, rewards: Sequence[str] = (), *, load: Load | None = 
     ready only after that. `load` is for tests; it stands in for `rewardzoo.rewards.load`.
     """
     app = make_app()
+    page = Page(app.state)
 
     class Rewards:
         """Scores image-prompt pairs: Open Inference Protocol under /v2, a form at /score."""
@@ -40,7 +42,9 @@ def make_service(name: str, rewards: Sequence[str] = (), *, load: Load | None = 
             from rewardzoo.services.host import Host
 
             try:
-                self.host = app.state.host = Host.load(ServeConfig(), rewards, load or load_reward)
+                config = ServeConfig()
+                page.switch(config)
+                self.host = app.state.host = Host.load(config, rewards, load or load_reward)
             except Exception as error:
                 _give_up(error)
                 raise
@@ -48,10 +52,12 @@ def make_service(name: str, rewards: Sequence[str] = (), *, load: Load | None = 
         @bentoml.on_startup  # type: ignore[untyped-decorator]
         async def start(self) -> None:
             await self.host.start()
+            await page.start()
 
         @bentoml.on_shutdown  # type: ignore[untyped-decorator]
         async def stop(self) -> None:
             await self.host.stop()
+            await page.close()
 
         @bentoml.api(input_spec=ScoreForm, output_spec=ScoreReply)  # type: ignore[untyped-decorator]
         async def score(self, ctx: bentoml.Context, **_: Any) -> Response:
@@ -72,7 +78,9 @@ def make_service(name: str, rewards: Sequence[str] = (), *, load: Load | None = 
         name=name, workers=1, traffic={"timeout": MAX_TIMEOUT}, http={"host": "127.0.0.1"}
     )(Rewards)
     service.mount_asgi_app(app)
+    service.add_asgi_middleware(Login)
     service.add_asgi_middleware(Gate, state=app.state)
+    service.add_asgi_middleware(Pages, page=page)
     return service
 
 

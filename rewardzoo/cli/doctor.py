@@ -20,6 +20,7 @@ _EXTRAS = {
     "train": ("accelerate", "peft"),
     "triton": ("tritonclient", "grpcio"),
     "parquet": ("pyarrow",),
+    "ui": ("gradio",),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,10 @@ def serve(
         list[str] | None,
         typer.Option(help="NAME=PATH: weights on disk to use instead of the hub's."),
     ] = None,
+    ui: Annotated[
+        bool | None,
+        typer.Option(help="A page at /; by default where the extra ui is installed, or REWARDZOO_UI says."),
+    ] = None,
 ) -> None:
     """Start a real BentoML server; it is ready once every reward's weights are loaded."""
     require("pydantic_settings", extra="serve")
@@ -35,11 +39,13 @@ def serve(
     from rewardzoo.services.config import ServeConfig
     from rewardzoo.services.launch import serve as run
 
+    page: dict[str, Any] = {} if ui is None else {"ui": "on" if ui else "off"}
     config = ServeConfig(
         rewards=rewards,
         device=device,
         token=SecretStr(token) if token else None,
         weights=parse_weights(weights),
+        **page,
     )
     run(config, host=host, port=port)
 

@@ -116,7 +116,7 @@ def make_app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.setenv("BENTOML_CONFIG_OPTIONS", "services.Test.metrics.enabled=false")
 
     def make(model: RewardModel | None = None, **settings: Any) -> Any:
-        for key, value in {"rewards": "fake:v1", **settings}.items():
+        for key, value in {"rewards": "fake:v1", "ui": "off", **settings}.items():
             monkeypatch.setenv(f"REWARDZOO_{key.upper()}", str(value))
         load = (lambda *_, **__: model) if model is not None else load_fake
         return make_service("Test", load=load).to_asgi()

@@ -33,6 +33,7 @@ def test_another_process_reads_the_same_config_from_its_environment(
         weights={"hpsv2:mini": Path("/some/file")},
         max_queue=7,
         timeout=1.5,
+        ui="off",
     )
     for name, value in config.environment().items():
         monkeypatch.setenv(name, value)
@@ -40,7 +41,8 @@ def test_another_process_reads_the_same_config_from_its_environment(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("TOKEN", ""), ("TIMEOUT", "0"), ("TIMEOUT", "4000"), ("MAX_QUEUE", "0")]
+    ("name", "value"),
+    [("TOKEN", ""), ("TIMEOUT", "0"), ("TIMEOUT", "4000"), ("MAX_QUEUE", "0"), ("UI", "yes")],
 )
 def test_senseless_values_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"REWARDZOO_{name}", value)
