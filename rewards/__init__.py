@@ -7,7 +7,7 @@ require("torch", extra="serve")
 _torchvision.install()  # before anything imports torchvision
 
 from rewardzoo.rewards._model import Batch, Outcome, PairReward, Picture, RewardModel, Score  # noqa: E402
-from rewardzoo.rewards._registry import families, load, pick_device, resolve, specs  # noqa: E402
+from rewardzoo.rewards._registry import families, identify, load, pick_device, resolve, specs  # noqa: E402
 from rewardzoo.rewards._spec import (  # noqa: E402
     HubFile,
     HubFolder,
@@ -32,6 +32,7 @@ __all__ = [
     "Variant",
     "WebFile",
     "families",
+    "identify",
     "is_on_disk",
     "load",
     "pick_device",

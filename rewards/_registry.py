@@ -79,6 +79,23 @@ def load(
     return model
 
 
+def identify(name: str, weights: str | Path | None = None) -> dict[str, str]:
+    """Say what `load` would load, without loading it: reward, variant, recipe and the weights' SHA-256.
+
+    Downloads what is not there, as `load` does.
+
+    Raises:
+        UnknownRewardError, WeightsError: as `load`.
+    """
+    model_class, variant = resolve(name)
+    return {
+        "reward": model_class.spec.name,
+        "variant": variant.name,
+        "recipe": variant.recipe,
+        "weights_sha256": _weights.hashes(variant, _weights.locate(variant, weights)).get("checkpoint", ""),
+    }
+
+
 def pick_device(device: str) -> torch.device:
     """Return the device meant: "auto" is the GPU where torch sees one, else the CPU."""
     if device == "auto":

@@ -1,4 +1,4 @@
-"""The command line: `rewardzoo list | serve | score | demo | doctor | parity | triton-export`."""
+"""The command line: `rewardzoo list | serve | score | bulk | demo | doctor | parity | triton-export`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
+from rewardzoo.cli.bulk import bulk
 from rewardzoo.cli.catalog import list_rewards
 from rewardzoo.cli.demo import demo
 from rewardzoo.cli.doctor import doctor
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command("list")(list_rewards)
 app.command()(serve)
 app.command()(score)
+app.command()(bulk)
 app.command()(demo)
 app.command()(doctor)
 app.command()(parity)

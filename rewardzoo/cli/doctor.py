@@ -21,6 +21,7 @@ _EXTRAS = {
     "triton": ("tritonclient", "grpcio"),
     "parquet": ("pyarrow",),
     "ui": ("gradio",),
+    "bulk": ("ray", "aiohttp", "pyarrow"),
 }
 
 

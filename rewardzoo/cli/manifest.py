@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rewardzoo.columns import IMAGE, METADATA, PROMPT, check_text, read_metadata, read_object
 from rewardzoo.errors import require
 
 Rows = list[dict[str, Any]]
@@ -25,28 +26,16 @@ def read_manifest(path: Path) -> Rows:
     if not path.is_file():
         raise ValueError(f"no manifest at {path}")
     rows = _format(path)[0](path)
+    told = any(METADATA in row for row in rows)
     for number, row in enumerate(rows, 1):
-        missing = [column for column in ("image", "prompt") if not isinstance(row.get(column), str)]
-        if missing:
-            columns = ", ".join(map(str, row))
-            raise ValueError(
-                f"{path}, row {number}: no text in column {' or '.join(missing)}; it has {columns}"
-            )
-        row["image"] = str(path.parent / row["image"])
-    if any("metadata" in row for row in rows):
-        for number, row in enumerate(rows, 1):
-            row["metadata"] = _metadata(row.get("metadata"), f"{path}, row {number}")
+        try:
+            check_text(row, (IMAGE, PROMPT))
+            if told:
+                row[METADATA] = read_metadata(row.get(METADATA))
+        except ValueError as error:
+            raise ValueError(f"{path}, row {number}: {error}") from error
+        row[IMAGE] = str(path.parent / row[IMAGE])
     return rows
-
-
-def _metadata(value: object, where: str) -> dict[str, Any]:
-    try:
-        found = json.loads(value) if isinstance(value, str) and value.strip() else value or {}
-    except ValueError as error:
-        raise ValueError(f"{where}: the metadata is not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{where}: the metadata must be an object, got {type(found).__name__}")
-    return found
 
 
 def write_rows(rows: Rows, path: Path) -> None:
@@ -63,13 +52,12 @@ def write_rows(rows: Rows, path: Path) -> None:
 def _read_jsonl(path: Path) -> Rows:
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line) if line.strip() else None
+            rows.append(read_object(line))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-        if row is not None and not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: expected an object, got {line[:60]}")
-        rows += [row] if row is not None else []
+            raise ValueError(f"{path}, line {number}: {error}") from error
     return rows
 
 
