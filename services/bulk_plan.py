@@ -73,7 +73,7 @@ def make_plan(inputs: Sequence[str | Path], columns: Columns, chunk_rows: int) -
             the columns named.
     """
     paths = find_files(inputs)
-    root = Path(os.path.commonpath([path.parent for path in paths]))
+    root = Path(os.path.commonpath(list(map(_base, inputs))))
     files: list[InputFile] = []
     chunks: list[Chunk] = []
     for path in paths:
@@ -94,6 +94,14 @@ def make_plan(inputs: Sequence[str | Path], columns: Columns, chunk_rows: int) -
             f"{root / chunks[0].file}: none of the first {len(first)} rows can be used: {first[0].error}"
         )
     return Plan(root, files, chunks)
+
+
+def _base(given: str | Path) -> Path:
+    """Return the folder that an input is in or is: whatever files it has, their names start there."""
+    path = Path(given).expanduser().absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path
 
 
 def find_files(inputs: Sequence[str | Path]) -> list[Path]:
