@@ -1,11 +1,12 @@
 """`rewardzoo bulk` on 20,000 lab images, killed twice with -9 and started again, beside a plain loop.
 
-    python benchmarks/bulk.py [--rows 20000] [--reward hpsv2:mini]
+    python benchmarks/bulk.py [--rows 20000] [--reward hpsv2:mini] [--actors 1] [--threads 1] [--folder DIR]
 
 Asserts that the output has every row once, in order, with the score that `LocalRewards` gives in this
 process. Rates are images a second: the plain loop reads the same Parquet file and calls
 `LocalRewards.score`, half of the rows before the bulk run and half after it, so that a slow spell of the
 machine is seen in both; the steady rate of the bulk run leaves out the start of Ray and loading weights.
+The loop and each actor compute on `threads` threads. With --folder the input is kept there, and used again.
 """
 
 from __future__ import annotations
@@ -103,8 +104,9 @@ def leg(command: Sequence[str], out: Path, kill_at: float, parts: int) -> dict[s
     }
 
 
-def legs(path: Path, out: Path, reward: str, parts: int) -> Iterator[dict[str, Any]]:
+def legs(path: Path, out: Path, reward: str, actors: int, parts: int) -> Iterator[dict[str, Any]]:
     command = [sys.executable, "-m", "rewardzoo", "bulk", str(path), "--reward", reward, "--out", str(out)]
+    command += ["--device", "cpu", "--actors", str(actors)]
     for kill_at in (*KILLED_AT, 2.0):
         yield leg(command, out, kill_at, parts)
 
@@ -112,16 +114,22 @@ def legs(path: Path, out: Path, reward: str, parts: int) -> Iterator[dict[str, A
 def main(
     rows: Annotated[int, typer.Option(help="How many images.")] = 20_000,
     reward: Annotated[str, typer.Option(help="Which reward.")] = "hpsv2:mini",
+    actors: Annotated[int, typer.Option(help="Actors of the bulk run.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of the loop and of each actor.")] = 1,
+    folder: Annotated[Path | None, typer.Option(help="Where to keep the input.")] = None,
     result: Annotated[Path, typer.Option(help="Where to write the figures.")] = Path(__file__).parent
     / "results"
     / "bulk.json",
 ) -> None:
-    with tempfile.TemporaryDirectory(prefix="rewardzoo-bulk-") as folder:
-        path, out = Path(folder) / "in.parquet", Path(folder) / "out"
-        write_input(path, rows)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    with tempfile.TemporaryDirectory(prefix="rewardzoo-bulk-") as scratch:
+        path, out = (folder or Path(scratch)) / "in.parquet", Path(scratch) / "out"
+        if not path.exists():
+            write_input(path, rows)
         groups = parquet.ParquetFile(path).metadata.num_row_groups
         first, before = plain_loop(path, reward, range(groups // 2))
-        done = list(legs(path, out, reward, -(-rows // 512)))
+        done = list(legs(path, out, reward, actors, -(-rows // 512)))
         rest, after = plain_loop(path, reward, range(groups // 2, groups))
         expected = np.concatenate([first, rest])
         table = parquet.read_table(out)
@@ -138,6 +146,8 @@ def main(
         "torch": torch.__version__,
         "reward": reward,
         "rows": rows,
+        "actors": actors,
+        "threads_of_the_loop_and_of_each_actor": threads,
         "rows_once_and_in_order": True,
         "largest_deviation_from_in_process": deviation,
         "plain_loop_images_per_second": {

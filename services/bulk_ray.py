@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from rewardzoo.services.bulk_plan import Chunk
 
 MAX_ACTORS_ON_CPU = 8
 _MAX_BLOCKS = 2000
+_CONNECT_SECONDS = 10
 _OBJECT_STORE = 100 * 2**20  # images never pass through it, chunks' places do
 
 
@@ -39,6 +41,8 @@ def cluster(address: str | None, actors: int | None) -> Iterator[None]:
     Raises:
         ValueError: there is no cluster at `address`.
     """
+    if address is not None:
+        _check_answers(address)
     _set_environment(address)
     import ray
 
@@ -54,7 +58,7 @@ def cluster(address: str | None, actors: int | None) -> Iterator[None]:
                 try:
                     ray.init(address=address, **quiet)
                 except ConnectionError as error:
-                    raise ValueError(f"no Ray cluster at {address!r}: start one with `ray start`") from error
+                    raise ValueError(f"no Ray cluster at {address!r}: {error}") from error
         yield
     finally:
         ray.shutdown()
@@ -142,6 +146,19 @@ def _start_local(actors: int | None, quiet: dict[str, Any]) -> None:
         raise UnavailableError(
             f"this version of Ray would listen on {bound}, beyond this machine: use ray 2.60"
         )
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address where nobody listens: Ray would try for minutes, without a word."""
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if not port.isdecimal() or "/" in host:
+        raise ValueError(f"a Ray address is auto or HOST:PORT (of the head, often 6379), got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"no Ray cluster at {address!r}: {error}") from error
 
 
 def _set_environment(address: str | None) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ipaddress
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
 
 import numpy as np
 import psutil
@@ -54,12 +54,23 @@ def test_a_cluster_that_is_too_small_is_refused_with_both_numbers() -> None:
         divide([8], [0], device="cuda", actors=None, most=100)
 
 
-def start(source: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "head", "127.0.0.1:99999"])
+def test_what_is_no_address_of_a_cluster_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match=r"Ray (address|cluster)"), cluster(address, None):
+        pass
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once(free_port: Callable[[], int]) -> None:
+    with pytest.raises(ValueError, match="no Ray cluster at"), cluster(f"127.0.0.1:{free_port()}", None):
+        pass
+
+
+def start(source: Path, out: Path, *options: str, runs: Sequence[str] = ("-m", "rewardzoo")) -> Popen[str]:
     words = ["bulk", str(source), "--reward", NAME, "--out", str(out), *options]
-    return subprocess.Popen(
-        [sys.executable, "-m", "rewardzoo", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+    return Popen(
+        [sys.executable, *runs, *words],
+        stdout=PIPE,
+        stderr=STDOUT,
         text=True,
         start_new_session=True,
     )
@@ -80,7 +91,7 @@ def test_a_run_killed_with_its_whole_group_goes_on_and_has_every_row_once(tmp_pa
     victim.communicate()
     before = {path: path.stat().st_ino for path in out.glob("part-*")}
     assert 3 <= len(before) < 100
-    said, _ = (again := start(source, out)).communicate(timeout=120)
+    said, _ = (again := start(source, out, "--actors", "1")).communicate(timeout=240)
     assert again.returncode == 0, said
     assert "400 rows" in said
     assert f"without a score: {NAME} 1" in said
@@ -107,7 +118,15 @@ def test_a_cluster_by_its_address_scores_every_kind_of_input(address: str, tmp_p
     rows = [*pictures(9), BAD]
     for kind in KINDS:
         write(tmp_path / "in", kind, rows)
-    said, _ = (run := start(tmp_path / "in", tmp_path / "out", "--ray-address", address)).communicate()
+    # A driver takes 127.0.0.1 for the network's address, where nobody listens to this cluster.
+    on_loopback = (
+        "from ray._private import ray_constants; ray_constants.ENABLE_RAY_CLUSTER = False;"
+        "from rewardzoo.cli import main; main()"
+    )
+    run = start(
+        tmp_path / "in", tmp_path / "out", "--actors", "1", "--ray-address", address, runs=("-c", on_loopback)
+    )
+    said, _ = run.communicate(timeout=240)
     assert run.returncode == 0, said
     assert f"40 rows in {tmp_path / 'out'}/part-*.parquet; without a score: {NAME} 4" in said.replace(
         "\n", ""
