@@ -131,8 +131,7 @@ class BulkRun:
         else:
             check_same(self._output.folder, begun, manifest)
         self._manifest = self._output.manifest() or {}
-        found = {chunk.index: self._output.read_done(chunk.index) for chunk in self._plan.chunks}
-        self._done = {index: done for index, done in found.items() if done is not None}
+        self._done = self._output.all_done()
 
     @property
     def rows(self) -> int:

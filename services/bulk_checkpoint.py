@@ -95,6 +95,14 @@ class Output:
         table = pyarrow.table(dict(columns)).replace_schema_metadata({_METADATA: json.dumps(note)})
         _write_whole(self.part(done.chunk), lambda path: parquet.write_table(table, path, compression="zstd"))
 
+    def all_done(self) -> dict[int, Done]:
+        """Return what is known of each part that is there, by chunk.
+
+        By a listing: asked for a part too early, a network file system may go on saying that there is none.
+        """
+        there = (int(path.stem.removeprefix("part-")) for path in self.folder.glob("part-*[0-9].parquet"))
+        return {chunk: done for chunk in sorted(there) if (done := self.read_done(chunk))}
+
     def read_done(self, chunk: int) -> Done | None:
         """Return what is known of a chunk's part; None when it is not there, or cannot be read."""
         try:

@@ -176,6 +176,8 @@ def _set_environment(address: str | None) -> None:
     if address is None:
         # Other users of the machine reach 127.0.0.1 as well: a token of this run's own, in no file.
         settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        # Ray would run the actors at `nice 15`; whoever wants that says so to the whole command.
+        settings["RAY_worker_niceness"] = "0"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
 

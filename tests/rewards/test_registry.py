@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rewardzoo.errors import UnknownRewardError
-from rewardzoo.rewards import families, load, resolve, specs
+from rewardzoo.rewards import families, identify, load, resolve, specs
 from rewardzoo.rewards._hashes import sha256
 from rewardzoo.rewards.hpsv2 import HPSv2
 
@@ -98,3 +98,9 @@ def test_a_checkpoint_of_pytorchs_is_recorded_with_its_converted_copy(tmp_path) 
     given = load("hpsv2:mini", device="cpu", weights=tmp_path / "model.pt").provenance()
     assert given["weights_sha256"] == sha256(tmp_path / "model.pt")
     assert given["converted_sha256"] not in ("", given["weights_sha256"])
+
+
+def test_a_reward_is_identified_without_loading_it_as_loaded_it_says_itself() -> None:
+    found = identify("hpsv2:mini")
+    assert found == {key: load("hpsv2:mini", device="cpu").provenance()[key] for key in found}
+    assert set(found) == {"reward", "variant", "recipe", "weights_sha256"}

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,6 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     chunks: list[int] = []
 
     def score(job: Job, some: Sequence[Chunk], _: object) -> Iterator[dict[str, Any]]:
-        from dataclasses import asdict
-
         scorer = ChunkScorer(job)
         for chunk in some:
             chunks.append(chunk.index)
