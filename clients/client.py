@@ -1,22 +1,33 @@
-"""`RewardClient`: scores from a server."""
+"""`RewardClient` and `AsyncRewardClient`: scores from a server, or from replicas of it."""
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Literal, Self, TypeVar, overload
 
 import httpx
+import numpy as np
+from numpy.typing import NDArray
 
+from rewardzoo.clients.cache import ScoreCache
 from rewardzoo.clients.http_transport import HTTPTransport
-from rewardzoo.clients.scorer import Scorer
+from rewardzoo.clients.pool import PROBE_TIMEOUT, Pool
+from rewardzoo.clients.result import ScoreResult
+from rewardzoo.clients.retries import retrying
+from rewardzoo.clients.scorer import Images, Metadata, OnError, Reward, Scorer
 from rewardzoo.clients.server import ServedReward, ServerTransport
 from rewardzoo.errors import DeadlineError
 
-_PROBE_TIMEOUT = 2.0
 _PROBE_PAUSE = 0.2
+_T = TypeVar("_T")
 
 
 class RewardClient(Scorer):
-    """Scores images with the rewards of a server. Thread-safe; close it, or use it in a `with`.
+    """Scores images with the rewards of a server. Close it, or use it in a `with`.
 
         with RewardClient("http://127.0.0.1:3000") as client:
             scores = client.score(images, prompts, reward="hpsv2:v2.1")
@@ -24,9 +35,18 @@ class RewardClient(Scorer):
     `url` is `http://` or `https://` of a rewardzoo service, Triton or another server of the Open Inference
     Protocol, or `grpc://` or `grpcs://` of one that speaks gRPC, as Triton does (extra `triton`).
 
+    It may be a list of replicas: a part goes to the one with the fewest outstanding, a dead one is
+    passed over until it is ready again, and with `hedge_after` a part that has had no answer for so many
+    seconds is sent to a second one too.
+
     `timeout` is how many seconds one call may take in all, repeats included: keep it below a
     trainer's collective timeout. What fails for a while (an overloaded, restarting or unreachable
-    server) is repeated within it. `transport` is httpx's: a mock in tests, a Unix socket, a proxy.
+    server) is repeated within it. `max_in_flight` is how many requests are open at a time, of all calls
+    together; calls of few items that wait for company share a request. `reward` is meant where a
+    call names none. `cache` holds scores that are known already. `transport` is httpx's: a mock in tests,
+    a Unix socket, a proxy.
+
+    Thread-safe. May be made before a fork and pickled: each process opens its own connections.
 
     Raises:
         MissingExtraError: `grpc://` without the extra `triton`.
@@ -34,31 +54,50 @@ class RewardClient(Scorer):
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
+        reward: Reward | None = None,
         token: str | None = None,
         timeout: float = 120.0,
         max_in_flight: int = 4,
+        hedge_after: float | None = None,
+        cache: ScoreCache | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.url = url
-        self._server = _connect(url, token, transport)
-        super().__init__(self._server, timeout=timeout, max_in_flight=max_in_flight)
+        self.urls = (url,) if isinstance(url, str) else tuple(url)
+        servers = [_connect(each, token, transport) for each in self.urls]
+        self._pool = Pool(servers, hedge_after=hedge_after)
+        super().__init__(self._pool, timeout=timeout, max_in_flight=max_in_flight, reward=reward, cache=cache)
+        self._remake = partial(
+            type(self),
+            self.urls,
+            reward=reward,
+            token=token,
+            timeout=timeout,
+            max_in_flight=max_in_flight,
+            hedge_after=hedge_after,
+            cache=cache,
+            transport=transport,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._remake, ()
 
     def rewards(self) -> list[ServedReward]:
-        """List what the server hosts.
+        """List what the server hosts; of replicas, one that can be reached.
 
         Raises:
             RequestError, UnavailableError: no list could be had.
         """
-        return self._server.rewards(deadline=time.monotonic() + self._timeout)
+        deadline = time.monotonic() + self._timeout
+        return retrying(lambda: self._pool.any(lambda server: server.rewards(deadline=deadline)), deadline)
 
     def ready(self) -> bool:
-        """Say whether the server answers now and has its weights loaded."""
-        return self._server.ready(timeout=_PROBE_TIMEOUT)
+        """Say whether the server, or any of its replicas, answers now and has its weights loaded."""
+        return self._pool.ready(timeout=PROBE_TIMEOUT)
 
     def wait_ready(self, timeout: float = 60.0) -> None:
-        """Return once the server is ready.
+        """Return once the server, or any of its replicas, is ready.
 
         Raises:
             DeadlineError: it was not within `timeout` seconds.
@@ -66,10 +105,101 @@ class RewardClient(Scorer):
         deadline = time.monotonic() + timeout
         # A server that is loading weights accepts connections and stays silent: probe, never wait.
         while (left := deadline - time.monotonic()) > 0:
-            if self._server.ready(timeout=min(left, _PROBE_TIMEOUT)):
+            if self._pool.ready(timeout=min(left, PROBE_TIMEOUT)):
                 return
             time.sleep(min(left, _PROBE_PAUSE))
-        raise DeadlineError(f"{self.url} was not ready within {timeout:g} s: is it running?")
+        raise DeadlineError(f"{', '.join(self.urls)} was not ready within {timeout:g} s: is it running?")
+
+
+class AsyncRewardClient:
+    """`RewardClient` to be awaited; takes what that takes.
+
+        async with AsyncRewardClient("http://127.0.0.1:3000") as client:
+            scores = await client.score(images, prompts, reward="hpsv2:v2.1")
+
+    It is that client, waited for otherwise: thousands of tasks may call it, and share its few threads
+    and requests. A task that is cancelled sends nothing more. `client.sync` is the client itself.
+    """
+
+    def __init__(self, url: str | Sequence[str], **options: Any) -> None:
+        self.sync = RewardClient(url, **options)
+
+    @overload
+    async def score(
+        self,
+        images: Images,
+        prompts: Sequence[str] | str,
+        *,
+        reward: Reward | None = None,
+        metadata: Metadata | None = None,
+        on_error: Literal["raise", "nan"] = "raise",
+    ) -> NDArray[np.float32]: ...
+    @overload
+    async def score(
+        self,
+        images: Images,
+        prompts: Sequence[str] | str,
+        *,
+        reward: Reward | None = None,
+        metadata: Metadata | None = None,
+        on_error: Literal["none"],
+    ) -> list[Any]: ...
+    async def score(
+        self,
+        images: Images,
+        prompts: Sequence[str] | str,
+        *,
+        reward: Reward | None = None,
+        metadata: Metadata | None = None,
+        on_error: OnError = "raise",
+    ) -> NDArray[np.float32] | list[Any]:
+        """Score as `RewardClient.score`."""
+        submit = self.sync.submit
+        return await self._wait(submit(images, prompts, reward=reward, metadata=metadata, on_error=on_error))
+
+    async def score_result(
+        self,
+        images: Images,
+        prompts: Sequence[str] | str,
+        *,
+        reward: Reward | None = None,
+        metadata: Metadata | None = None,
+    ) -> ScoreResult:
+        """Score as `RewardClient.score_result`."""
+        submit = self.sync.submit_result
+        return await self._wait(submit(images, prompts, reward=reward, metadata=metadata))
+
+    async def rewards(self) -> list[ServedReward]:
+        """List as `RewardClient.rewards`."""
+        return await asyncio.to_thread(self.sync.rewards)
+
+    async def ready(self) -> bool:
+        """Say as `RewardClient.ready`."""
+        return await asyncio.to_thread(self.sync.ready)
+
+    async def wait_ready(self, timeout: float = 60.0) -> None:
+        """Wait as `RewardClient.wait_ready`."""
+        await asyncio.to_thread(self.sync.wait_ready, timeout)
+
+    async def close(self) -> None:
+        """Close as `RewardClient.close`."""
+        await asyncio.to_thread(self.sync.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _wait(self, future: Future[_T]) -> _T:
+        patience = self.sync.patience
+        try:
+            async with asyncio.timeout(patience):
+                return await asyncio.wrap_future(future)
+        except TimeoutError as error:
+            if future.done() and not future.cancelled():
+                raise
+            raise DeadlineError(f"no answer within {patience:g} s") from error
 
 
 def _connect(url: str, token: str | None, transport: httpx.BaseTransport | None) -> ServerTransport:

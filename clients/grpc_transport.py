@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rewardzoo.clients import wire
-from rewardzoo.clients.retries import error_of, retrying, time_left
-from rewardzoo.clients.server import Declared, ServerTransport, Tensors, malformed, read_reply
+from rewardzoo.clients.process import PerProcess
+from rewardzoo.clients.retries import error_of, time_left
+from rewardzoo.clients.server import Answer, Declared, ServerTransport, Tensors, malformed
 from rewardzoo.clients.tensors import DTYPES, binary, from_raw, shape_of
-from rewardzoo.clients.transport import Part, Reply
+from rewardzoo.clients.transport import Part
 from rewardzoo.errors import RequestError, TooLargeError, UnavailableError, require
 
 require("tritonclient", extra="triton")
@@ -60,23 +61,13 @@ class GRPCTransport(ServerTransport):
     def __init__(self, target: str, *, secure: bool = False, token: str | None = None) -> None:
         super().__init__()
         self._url = f"grpc{'s' * secure}://{target}"
-        self._channel = (
-            grpc.secure_channel(target, grpc.ssl_channel_credentials(), _OPTIONS)
-            if secure
-            else grpc.insecure_channel(target, _OPTIONS)
-        )
-        self._stub = GRPCInferenceServiceStub(self._channel)
-        # Not the stub's: it would copy each image into a message, and that once more into bytes.
-        self._model_infer = self._channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer",
-            response_deserializer=messages.ModelInferResponse.FromString,
-        )
+        self._link = PerProcess(lambda: _Link(target, secure))
         self._headers = [("authorization", f"Bearer {token}")] if token else []
 
     def ready(self, *, timeout: float) -> bool:
         """Say whether the server answers now and has its weights loaded."""
         try:
-            answer = self._stub.ServerReady(
+            answer = self._link().stub.ServerReady(
                 messages.ServerReadyRequest(), timeout=timeout, metadata=self._headers
             )
         except grpc.RpcError:
@@ -85,47 +76,45 @@ class GRPCTransport(ServerTransport):
 
     def close(self) -> None:
         """Close the connections."""
-        self._channel.close()
+        if link := self._link.made():
+            link.channel.close()
 
-    def send(self, declared: Declared, part: Part, deadline: float) -> Reply:
-        """Have a part scored by one request, repeated where that is safe."""
+    def send(self, declared: Declared, part: Part, deadline: float) -> Answer:
+        """Have a part scored by one request."""
         left = time_left(deadline, f"ModelInfer of {declared.model}")
-        body = encode_request(declared.model, declared.inputs(part), timeout=left)
+        body = encode_request(declared.model, declared.inputs(part), timeout=left, request_id=part.id)
         if len(body) > MAX_MESSAGE:
             raise TooLargeError(
                 f"the request has {len(body):,} bytes, gRPC takes {MAX_MESSAGE:,}: scale the image down"
             )
-        answer = self._call(self._model_infer, body, deadline)
+        answer = self._call(self._link().model_infer, body, deadline)
         try:
             tensors = _tensors(answer)
         except wire.WireError as error:
             raise malformed(self._url, error) from error
-        return read_reply(tensors, _parameters(answer.parameters), len(part.rows), self._url)
+        return Answer(tensors, _parameters(answer.parameters), answer.model_name, self._url)
 
     def index(self, deadline: float) -> list[dict[str, Any]]:
         """Return the server's models."""
-        answer = self._call(self._stub.RepositoryIndex, messages.RepositoryIndexRequest(), deadline)
+        answer = self._call(self._link().stub.RepositoryIndex, messages.RepositoryIndexRequest(), deadline)
         return list(_as_dict(answer).get("models", []))
 
     def metadata(self, model: str, deadline: float) -> dict[str, Any]:
         """Return a model's metadata."""
         request = messages.ModelMetadataRequest(name=model)
-        return _as_dict(self._call(self._stub.ModelMetadata, request, deadline))
+        return _as_dict(self._call(self._link().stub.ModelMetadata, request, deadline))
 
     def config(self, model: str, deadline: float) -> dict[str, Any]:
         """Return a model's configuration."""
         request = messages.ModelConfigRequest(name=model)
-        return dict(_as_dict(self._call(self._stub.ModelConfig, request, deadline)).get("config", {}))
+        return dict(_as_dict(self._call(self._link().stub.ModelConfig, request, deadline)).get("config", {}))
 
     def _call(self, method: Callable[..., _T], request: Any, deadline: float) -> _T:
-        def attempt() -> _T:
-            left = time_left(deadline, f"a call of {self._url}")
-            try:
-                return method(request, timeout=_finite(left), metadata=self._headers)
-            except grpc.RpcError as error:
-                raise self._error(error) from error
-
-        return retrying(attempt, deadline)
+        left = time_left(deadline, f"a call of {self._url}")
+        try:
+            return method(request, timeout=_finite(left), metadata=self._headers)
+        except grpc.RpcError as error:
+            raise self._error(error) from error
 
     def _error(self, error: Any) -> RequestError | UnavailableError:
         code, details = error.code(), error.details() or "no reason given"
@@ -140,12 +129,29 @@ class GRPCTransport(ServerTransport):
         return error_of(_HTTP_STATUS.get(code, 500), text)
 
 
-def encode_request(model: str, tensors: Tensors, *, timeout: float) -> bytes:
+class _Link:
+    """The connection of one process."""
+
+    def __init__(self, target: str, secure: bool) -> None:
+        self.channel = (
+            grpc.secure_channel(target, grpc.ssl_channel_credentials(), _OPTIONS)
+            if secure
+            else grpc.insecure_channel(target, _OPTIONS)
+        )
+        self.stub = GRPCInferenceServiceStub(self.channel)
+        # Not the stub's: it would copy each image into a message, and that once more into bytes.
+        self.model_infer = self.channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            response_deserializer=messages.ModelInferResponse.FromString,
+        )
+
+
+def encode_request(model: str, tensors: Tensors, *, timeout: float, request_id: str = "") -> bytes:
     """Return a serialised ModelInferRequest, every image copied once.
 
     `timeout` is in seconds. Triton drops a request whose time is up from its queue.
     """
-    request = messages.ModelInferRequest(model_name=model)
+    request = messages.ModelInferRequest(model_name=model, id=request_id)
     if math.isfinite(timeout):
         request.parameters["timeout"].int64_param = max(1, int(timeout * 1e6))
     chunks: list[wire.Chunk] = []

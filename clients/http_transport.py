@@ -1,4 +1,4 @@
-"""The transport over HTTP: one Open Inference Protocol request a part, repeated where safe."""
+"""The transport over HTTP: one Open Inference Protocol request a part."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from urllib.parse import quote
 import httpx
 
 from rewardzoo.clients import wire
-from rewardzoo.clients.retries import error_of, retrying, time_left
-from rewardzoo.clients.server import Declared, ServerTransport, malformed, read_reply
-from rewardzoo.clients.transport import Part, Reply
+from rewardzoo.clients.process import PerProcess
+from rewardzoo.clients.retries import error_of, time_left
+from rewardzoo.clients.server import Answer, Declared, ServerTransport, malformed
+from rewardzoo.clients.sockets import direct
+from rewardzoo.clients.transport import Part
 from rewardzoo.errors import DeadlineError, RequestError, UnavailableError
 
 _CONNECT_TIMEOUT = 5.0
-# One `bytes` object as a body is ten times slower in httpx than pieces of this size.
-_PIECE = 2**20
+# A piece of the body that is smaller is sent with its neighbours.
+_PIECE = 2**16
+_TIMEOUT_HEADER = "Request-Timeout"
+"""How many seconds the caller will still wait; a server that knows it drops what nobody waits for."""
 _T = TypeVar("_T")
 
 
@@ -34,38 +38,46 @@ class HTTPTransport(ServerTransport):
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         super().__init__()
-        self._http = httpx.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            transport=transport,
+        self._url = url
+        self._client = PerProcess(
+            lambda: httpx.Client(
+                base_url=url,
+                headers={"Authorization": f"Bearer {token}"} if token else {},
+                transport=transport or direct(url),
+            )
         )
 
     def ready(self, *, timeout: float) -> bool:
         """Say whether the server answers now and has its weights loaded."""
         try:
-            return self._http.get("/v2/health/ready", timeout=timeout).is_success
+            return self._client().get("/v2/health/ready", timeout=timeout).is_success
         except httpx.TransportError:
             return False
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        if client := self._client.made():
+            client.close()
 
-    def send(self, declared: Declared, part: Part, deadline: float) -> Reply:
-        """Have a part scored by one request, repeated where that is safe."""
-        header = {"parameters": {"binary_data_output": True}}
+    def send(self, declared: Declared, part: Part, deadline: float) -> Answer:
+        """Have a part scored by one request."""
+        header = {"id": part.id, "parameters": {"binary_data_output": True}}
         chunks, length = wire.encode(header, declared.inputs(part), key="inputs")
         headers = {
             "Content-Type": "application/octet-stream",
             "Content-Length": str(sum(map(len, chunks))),
             wire.HEADER: str(length),
+            "X-Request-ID": part.id,
         }
-
-        def attempt() -> httpx.Response:
-            path = f"{_path(declared.model)}/infer"
-            return self._send("POST", path, deadline, headers, _pieces(chunks))
-
-        return _reply(retrying(attempt, deadline), len(part.rows))
+        path = f"{_path(declared.model)}/infer"
+        answer = self._send("POST", path, deadline, headers, _pieces(chunks))
+        source = str(answer.url)
+        try:
+            length_told = wire.parse_json_length(answer.headers.get(wire.HEADER))
+            message = wire.decode(answer.content, length_told, key="outputs")
+        except wire.WireError as error:
+            raise malformed(source, error) from error
+        return Answer(message.tensors, message.parameters, str(message.header.get("model_name", "")), source)
 
     def index(self, deadline: float) -> list[dict[str, Any]]:
         """Return the server's models."""
@@ -80,7 +92,7 @@ class HTTPTransport(ServerTransport):
         return self._json("GET", f"{_path(model)}/config", deadline, dict)
 
     def _json(self, method: str, path: str, deadline: float, kind: type[_T]) -> _T:
-        answer = retrying(lambda: self._send(method, path, deadline), deadline)
+        answer = self._send(method, path, deadline)
         try:
             body = answer.json()
         except ValueError as error:
@@ -95,20 +107,26 @@ class HTTPTransport(ServerTransport):
         path: str,
         deadline: float,
         headers: Mapping[str, str] | None = None,
-        content: Iterator[bytes] | None = None,
+        content: Iterator[wire.Chunk] | None = None,
     ) -> httpx.Response:
         """Send once; answer with a success or raise from `rewardzoo.errors`."""
         left = time_left(deadline, f"{method} {path}")
         timeout = httpx.Timeout(left, connect=min(left, _CONNECT_TIMEOUT))
         try:
-            answer = self._http.request(method, path, headers=headers, content=content, timeout=timeout)
+            answer = self._client().request(
+                method,
+                path,
+                headers={**(headers or {}), _TIMEOUT_HEADER: f"{max(left, 0.001):.3f}"},
+                content=content,  # type: ignore[arg-type]  # memoryviews, which it passes on
+                timeout=timeout,
+            )
         except httpx.ReadTimeout as error:
             raise DeadlineError(f"no answer to {method} {error.request.url}") from error
         except httpx.LocalProtocolError as error:
             raise RequestError(f"{method} {path} cannot be sent: {error}") from error
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
-            raise UnavailableError(f"cannot reach {self._http.base_url}: {reason}") from error
+            raise UnavailableError(f"cannot reach {self._url}: {reason}") from error
         if not answer.is_success:
             raise _error(answer)
         return answer
@@ -118,28 +136,21 @@ def _path(model: str) -> str:
     return f"/v2/models/{quote(model, safe='')}"
 
 
-def _pieces(chunks: Sequence[wire.Chunk]) -> Iterator[bytes]:
+def _pieces(chunks: Sequence[wire.Chunk]) -> Iterator[wire.Chunk]:
+    """Yield `chunks`, the small ones of a row as one; the large ones are not copied."""
     small = bytearray()
     for chunk in chunks:
-        if small and len(small) + len(chunk) > _PIECE:
+        if len(chunk) < _PIECE:
+            small += chunk
+            if len(small) < _PIECE:
+                continue
+        if small:
             yield bytes(small)
             small.clear()
-        if len(chunk) <= _PIECE:
-            small += chunk
-        else:
-            for start in range(0, len(chunk), _PIECE):
-                yield bytes(chunk[start : start + _PIECE])
+        if len(chunk) >= _PIECE:
+            yield chunk
     if small:
         yield bytes(small)
-
-
-def _reply(answer: httpx.Response, count: int) -> Reply:
-    try:
-        length = wire.parse_json_length(answer.headers.get(wire.HEADER))
-        message = wire.decode(answer.content, length, key="outputs")
-        return read_reply(message.tensors, message.parameters, count, str(answer.url))
-    except wire.WireError as error:
-        raise malformed(str(answer.url), error) from error
 
 
 def _error(answer: httpx.Response) -> RequestError | UnavailableError:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from rewardzoo.clients import wire
 from rewardzoo.clients.images import Pixels, decode_image
-from rewardzoo.clients.transport import Part, Reply
+from rewardzoo.clients.transport import Part, Reply, Transport
 from rewardzoo.errors import ItemError, UnknownRewardError
 
 
@@ -41,7 +41,7 @@ class Model(Protocol):
         """Say what a score rests on."""
 
 
-class InProcess:
+class InProcess(Transport):
     """The transport that calls models in this process, by their names or by the keys of `models`."""
 
     def __init__(self, models: Mapping[str, Model]) -> None:
@@ -53,14 +53,16 @@ class InProcess:
 
         What a model raises reaches the caller.
         """
-        if model not in self._models:
-            loaded = ", ".join(self._models)
-            raise UnknownRewardError(f"the reward {model!r} is not loaded here, there are: {loaded}")
+        return self.infer_all([model], part, deadline=deadline)[0]
+
+    def infer_all(self, models: Sequence[str], part: Part, *, deadline: float = math.inf) -> Sequence[Reply]:
+        """Score a part with each of `models`; files are decoded once."""
+        chosen = [self._find(name) for name in models]
         images: list[Pixels] = []
         metadata: list[Mapping[str, Any]] = []
         rows: list[int] = []
         errors: dict[int, str] = {}
-        notes = part.metadata or [""] * len(part.payloads)
+        notes = part.metadata or [""] * len(part)
         for i, (payload, note) in enumerate(zip(part.payloads, notes, strict=True)):
             try:
                 extra = wire.decode_object(note, wire.METADATA)
@@ -70,20 +72,37 @@ class InProcess:
             else:
                 metadata.append(extra)
                 rows.append(i)
-        scores = [math.nan] * len(part.payloads)
-        details: dict[int, Mapping[str, Any]] = {}
-        with self._lock:
-            found = self._models[model].score_items(images, [part.prompts[i] for i in rows], metadata)
-        for i, outcome in zip(rows, found, strict=True):
-            try:
-                if isinstance(outcome, ItemError):
-                    raise outcome
-                details[i] = wire.plain(outcome.details)
-                scores[i] = outcome.value
-            except ItemError as error:
-                errors[i] = str(error)
-        return Reply(scores, errors, self._models[model].provenance(), details)
+        prompts = [part.prompts[i] for i in rows]
+        replies = []
+        for model in chosen:
+            with self._lock:
+                found = model.score_items(images, prompts, metadata)
+            replies.append(_reply(model, len(part), dict(zip(rows, found, strict=True)), errors))
+        return replies
 
     def close(self) -> None:
         """Let go of the models."""
         self._models = {}
+
+    def _find(self, name: str) -> Model:
+        if name not in self._models:
+            loaded = ", ".join(self._models)
+            raise UnknownRewardError(f"the reward {name!r} is not loaded here, there are: {loaded}")
+        return self._models[name]
+
+
+def _reply(
+    model: Model, count: int, found: Mapping[int, Scored | ItemError], failed: Mapping[int, str]
+) -> Reply:
+    scores = [math.nan] * count
+    errors = dict(failed)
+    details: dict[int, Mapping[str, Any]] = {}
+    for i, outcome in found.items():
+        try:
+            if isinstance(outcome, ItemError):
+                raise outcome
+            details[i] = wire.plain(outcome.details)
+            scores[i] = outcome.value
+        except ItemError as error:
+            errors[i] = str(error)
+    return Reply(scores, errors, model.provenance(), details)

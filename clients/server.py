@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rewardzoo.clients import wire
-from rewardzoo.clients.transport import Part, Reply, joined
+from rewardzoo.clients.transport import Part, Reply, Transport, joined
 from rewardzoo.errors import ItemError, NotServedError, RequestError, TooLargeError
 
 Tensors = Mapping[str, wire.Tensor | wire.Stack]
@@ -59,36 +59,57 @@ class Declared:
 
     def pieces(self, part: Part) -> Iterator[Part]:
         """Cut a part into requests that the model takes."""
-        size = self.max_batch or len(part.rows)
-        for at in (slice(start, start + size) for start in range(0, len(part.rows), size)):
-            notes = None if part.metadata is None else part.metadata[at]
-            yield Part(part.rows[at], part.payloads[at], part.prompts[at], notes)
+        size = self.max_batch or len(part)
+        for start in range(0, len(part), size):
+            yield part.take(range(start, min(start + size, len(part))))
 
 
-class ServerTransport(ABC):
-    """A `Transport` to a rewardzoo service, to Triton or to any other server of the protocol. Thread-safe."""
+@dataclass(frozen=True)
+class Answer:
+    """What a server answered: its output tensors, and the name by which it calls the model."""
+
+    tensors: Mapping[str, wire.Tensor]
+    parameters: Mapping[str, Any]
+    model: str
+    source: str
+
+
+class ServerTransport(Transport, ABC):
+    """A `Transport` to a rewardzoo service, to Triton or to any other server of the protocol. Thread-safe.
+
+    It asks once: `rewardzoo.clients.pool` repeats what may be repeated.
+    """
 
     def __init__(self) -> None:
-        self._declared: dict[str, Declared] = {}
+        self._declared: dict[str, Declared | None] = {}
 
     def infer(self, model: str, part: Part, *, deadline: float) -> Reply:
         """Score a part; see `Transport`. One that is too large for the server is sent in halves."""
-        if model not in self._declared:
-            self._declared[model] = self._find(model, deadline)
-        declared = self._declared[model]
+        return self.infer_all([model], part, deadline=deadline)[0]
+
+    def infer_all(self, models: Sequence[str], part: Part, *, deadline: float) -> Sequence[Reply]:
+        """Score a part with each of `models`: in one request where the server takes joined names."""
+        name = "+".join(models)
+        if name not in self._declared:
+            self._declared[name] = self._find(models, deadline)
+        declared = self._declared[name]
+        if declared is None:
+            return [self.infer(model, part, deadline=deadline) for model in models]
         pieces = deque(declared.pieces(part))
-        replies: list[Reply] = []
+        replies: list[list[Reply]] = []
         while pieces:
             piece = pieces.popleft()
             try:
-                replies.append(self.send(declared, piece, deadline))
+                answer = self.send(declared, piece, deadline)
             except TooLargeError:
-                if len(piece.rows) == 1:
+                if len(piece) == 1:
                     raise
-                declared = replace(declared, max_batch=len(piece.rows) // 2)
-                self._declared[model] = declared  # so that the next part is not sent in vain
+                declared = replace(declared, max_batch=len(piece) // 2)
+                self._declared[name] = declared  # so that the next part is not sent in vain
                 pieces.extendleft(reversed(list(declared.pieces(piece))))
-        return joined(replies)
+            else:
+                replies.append(read_replies(answer, len(piece), len(models)))
+        return [joined(column) for column in zip(*replies, strict=True)]
 
     def rewards(self, *, deadline: float) -> list[ServedReward]:
         """List what the server hosts."""
@@ -110,8 +131,8 @@ class ServerTransport(ABC):
         """Close the connections."""
 
     @abstractmethod
-    def send(self, declared: Declared, part: Part, deadline: float) -> Reply:
-        """Have a part scored by one request, repeated where that is safe."""
+    def send(self, declared: Declared, part: Part, deadline: float) -> Answer:
+        """Have a part scored by one request."""
 
     @abstractmethod
     def index(self, deadline: float) -> list[dict[str, Any]]:
@@ -125,7 +146,14 @@ class ServerTransport(ABC):
     def config(self, model: str, deadline: float) -> dict[str, Any]:
         """Return a model's configuration in the form of Triton's extension."""
 
-    def _find(self, reward: str, deadline: float) -> Declared:
+    def _find(self, rewards: Sequence[str], deadline: float) -> Declared | None:
+        """Return what the server says of rewards together; None where it has no such model of several."""
+        if len(rewards) > 1:
+            try:
+                return self._describe("+".join(rewards), deadline)
+            except RequestError:
+                return None
+        (reward,) = rewards
         try:
             return self._describe(reward, deadline)
         except NotServedError as error:
@@ -167,30 +195,30 @@ def triton_name(reward: str) -> str:
     return reward.replace(":", ".", 1)
 
 
-def read_reply(
-    tensors: Mapping[str, wire.Tensor], parameters: Mapping[str, Any], count: int, source: str
-) -> Reply:
-    """Return the reply that a server's output tensors mean for `count` items.
+def read_replies(answer: Answer, count: int, width: int) -> list[Reply]:
+    """Return the reply of each of `width` rewards that an answer means for `count` items.
 
     Raises:
-        RequestError: they mean none; the message says that `source` sent them.
+        RequestError: it means none.
     """
     try:
-        scores = _column(tensors, wire.SCORES, "f")
-        errors = _column(tensors, wire.ERRORS, "O")
-        objects = _column(tensors, wire.DETAILS, "O")  # not every server of the protocol has them
-        details = {i: wire.decode_object(raw, "details") for i, raw in enumerate(objects) if raw}
-        notes = [n for n in _column(tensors, wire.PROVENANCE, "O") if n][:1]
-        provenance = wire.decode_object(notes[0], "provenance") if notes else {}
+        scores = _columns(answer, wire.SCORES, "f", width)
+        errors = _columns(answer, wire.ERRORS, "O", width)
+        objects = _columns(answer, wire.DETAILS, "O", width)  # not every server of the protocol has them
+        details = [
+            {i: wire.decode_object(raw, "details") for i, raw in enumerate(column) if raw}
+            for column in objects
+        ]
+        provenance = _provenance(answer, width)
     except (wire.WireError, ItemError) as error:
-        raise malformed(source, error) from error
-    if len(scores) != count or not {len(errors), len(objects)} <= {0, count}:
+        raise malformed(answer.source, error) from error
+    if len(scores[0]) != count or not {len(errors[0]), len(objects[0])} <= {0, count}:
         raise RequestError(
-            f"{source} answered with {len(scores)} scores, {len(errors)} errors and {len(objects)} "
-            f"details for {count} items"
+            f"{answer.source} answered with {len(scores[0])} scores, {len(errors[0])} errors and "
+            f"{len(objects[0])} details for {count} items"
         )
-    texts = {i: raw.decode(errors="replace") for i, raw in enumerate(errors) if raw}
-    return Reply(scores, texts, {**parameters, **provenance}, details)
+    texts = [{i: raw.decode(errors="replace") for i, raw in enumerate(column) if raw} for column in errors]
+    return [Reply(*each) for each in zip(scores, texts, provenance, details, strict=True)]
 
 
 def malformed(source: str, error: Exception) -> RequestError:
@@ -198,10 +226,27 @@ def malformed(source: str, error: Exception) -> RequestError:
     return RequestError(f"{source} answered with a malformed message: {error}")
 
 
-def _column(tensors: Mapping[str, wire.Tensor], name: str, kind: str) -> list[Any]:
-    if name not in tensors:
-        return []
-    tensor = wire.per_item(tensors[name], name)
+def _columns(answer: Answer, name: str, kind: str, width: int) -> list[list[Any]]:
+    """Return a tensor's values by reward, one an item; nothing where there is no such tensor."""
+    if name not in answer.tensors:
+        return [[] for _ in range(width)]
+    tensor = answer.tensors[name]
+    tensor = wire.per_item(tensor, name)[:, None] if width == 1 else tensor
+    if tensor.ndim != 2 or tensor.shape[1] != width:
+        raise wire.WireError(f"tensor {name!r} must be [N,{width}], got {list(tensor.shape)}")
     if tensor.dtype.kind != kind:
         raise wire.WireError(f"tensor {name!r} cannot be of dtype {tensor.dtype}")
-    return list(tensor.tolist())
+    return [list(column.tolist()) for column in tensor.T]
+
+
+def _provenance(answer: Answer, width: int) -> list[Mapping[str, Any]]:
+    """Return what each reward's scores rest on; of several it is JSON, by the full names that are joined."""
+    if width == 1:
+        (column,) = _columns(answer, wire.PROVENANCE, "O", 1)
+        notes = [note for note in column if note][:1]
+        return [{**answer.parameters, **(wire.decode_object(notes[0], "provenance") if notes else {})}]
+    by_name = wire.decode_object(answer.parameters.get("provenance", "{}"), "provenance")
+    names = answer.model.split("+")
+    if len(names) != width:
+        raise wire.WireError(f"'model_name' must join {width} names with '+', got {answer.model!r:.80}")
+    return [by_name.get(name, {}) for name in names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,13 +14,28 @@ from rewardzoo.clients.images import Payload
 class Part:
     """Items that travel together: all encoded files, or all pixels of one shape.
 
-    `rows` are their indices in the call, `metadata` one JSON text an item.
+    `metadata` is one JSON text an item. `id` names the part in the logs of both sides; it is the same in
+    every repetition, on whatever replica.
     """
 
-    rows: Sequence[int]
     payloads: Sequence[Payload]
     prompts: Sequence[str]
     metadata: Sequence[str | bytes] | None = None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+    def take(self, places: Sequence[int]) -> Part:
+        """Return the items at `places`, one or more, as a part of their own, whose id tells of this one's."""
+        if len(places) == len(self):
+            return self
+        return Part(
+            [self.payloads[i] for i in places],
+            [self.prompts[i] for i in places],
+            None if self.metadata is None else [self.metadata[i] for i in places],
+            f"{self.id}.{places[0]}",
+        )
 
 
 @dataclass(frozen=True)
@@ -52,7 +68,10 @@ def joined(replies: Sequence[Reply]) -> Reply:
 
 
 class Transport(Protocol):
-    """A way to have a part scored. Thread-safe."""
+    """A way to have a part scored. Thread-safe.
+
+    One that talks to a server tries once; `rewardzoo.clients.pool` repeats what may be repeated.
+    """
 
     def infer(self, model: str, part: Part, *, deadline: float) -> Reply:
         """Score `part` with `model` before `deadline`, in seconds of `time.monotonic()`.
@@ -60,6 +79,14 @@ class Transport(Protocol):
         Raises:
             RewardZooError: the part as a whole could not be scored.
         """
+
+    def infer_all(self, models: Sequence[str], part: Part, *, deadline: float) -> Sequence[Reply]:
+        """Score `part` with each of `models`; override it where the images can travel once for all.
+
+        Raises:
+            RewardZooError: as `infer`.
+        """
+        return [self.infer(model, part, deadline=deadline) for model in models]
 
     def close(self) -> None:
         """Free what is held. The transport is not used afterwards."""

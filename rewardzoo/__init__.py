@@ -7,14 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rewardzoo.clients import ItemError, ItemsFailedError, RewardClient, RewardZooError, ScoreResult
+    from rewardzoo.clients import (
+        AsyncRewardClient,
+        ItemError,
+        ItemsFailedError,
+        Mixture,
+        RewardClient,
+        RewardZooError,
+        ScoreResult,
+    )
     from rewardzoo.local import LocalRewards
 
 __version__ = "0.1.0"
 __all__ = [
+    "AsyncRewardClient",
     "ItemError",
     "ItemsFailedError",
     "LocalRewards",
+    "Mixture",
     "RewardClient",
     "RewardZooError",
     "ScoreResult",

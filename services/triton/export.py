@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rewardzoo import __version__
 from rewardzoo.clients import wire
-from rewardzoo.clients.scorer import MAX_PART_ITEMS
+from rewardzoo.clients.dispatch import MAX_PART_ITEMS
 from rewardzoo.clients.server import triton_name
 from rewardzoo.rewards import RewardSpec, Variant, resolve
 

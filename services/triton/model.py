@@ -61,7 +61,7 @@ class TritonPythonModel:
             except ItemError as error:
                 errors[i] = str(error)
         rows = list(prompts)
-        part = Part(rows, [items[i][0] for i in rows], list(prompts.values()), [items[i][2] for i in rows])
+        part = Part([items[i][0] for i in rows], list(prompts.values()), [items[i][2] for i in rows])
         try:
             reply = self._rewards.infer(self._name, part)
         except torch.AcceleratorError:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -26,10 +27,15 @@ class Answer:
 
 @dataclass
 class FakeServer:
-    """A scorer over real HTTP: a score is the sum of the image's bytes."""
+    """A scorer over real HTTP: a score is the sum of the image's bytes, twice that from "double".
+
+    With `joins` it takes names joined by "+"; `delay` is how many seconds a request takes.
+    """
 
     port: int = 0
     columns: bool = False
+    joins: bool = False
+    delay: float = 0.0
     script: list[Answer] = field(default_factory=list)
     seen: list[wire.Message] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
@@ -69,10 +75,15 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             server.paths.append(self.path)
+            if "%2B" in self.path and not server.joins:
+                return self.reply(b'{"error": "no such model"}', 404)
+            if server.stopping.is_set():
+                self.close_connection = True
+                return None
             one = [-1, 1] if server.columns else [-1]
             inputs = [{"name": n, "shape": one, "datatype": "BYTES"} for n in ("prompts", "metadata")]
             metadata = {"inputs": inputs, "parameters": {"recipe": "sum"}}
-            self.reply(json.dumps(metadata).encode())
+            return self.reply(json.dumps(metadata).encode())
 
         def do_POST(self) -> None:
             server.paths.append(self.path)
@@ -92,12 +103,17 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
                 return self.reply(answer.body, answer.status, **answer.headers)
             message = wire.decode(body, wire.parse_json_length(self.headers[wire.HEADER]), key="inputs")
             server.seen.append(message)
-            scores = np.array([float(np.frombuffer(x, np.uint8).sum()) for x in _bytes(message)], np.float32)
-            chunks, length = wire.encode(
-                {"parameters": {"recipe": "sum"}},
-                {"scores": scores[:, None] if server.columns else scores},
-                key="outputs",
-            )
+            server.stopping.wait(server.delay)
+            sums = np.array([float(np.frombuffer(x, np.uint8).sum()) for x in _bytes(message)], np.float32)
+            names = unquote(self.path.split("/")[3]).split("+")
+            scores = np.stack([sums * (2 if name == "double" else 1) for name in names], axis=1)
+            parameters: dict[str, str] = {"recipe": "sum"}
+            if len(names) > 1:
+                parameters = {"provenance": json.dumps({f"{name}:v1": {"recipe": name} for name in names})}
+            elif not server.columns:
+                scores = scores[:, 0]
+            header = {"model_name": "+".join(f"{name}:v1" for name in names), "parameters": parameters}
+            chunks, length = wire.encode(header, {"scores": scores}, key="outputs")
             return self.reply(b"".join(chunks), **{wire.HEADER: str(length)})
 
     return Handler

@@ -88,6 +88,17 @@ def test_the_token_goes_out_as_a_bearer_token_or_not_at_all(server: Any) -> None
     assert [h.get("Authorization") for h in server.headers] == ["Bearer secret", None]
 
 
+def test_a_request_says_who_it_is_and_how_long_it_is_waited_for(server: Any, answer: Any) -> None:
+    server.script = [answer(503), answer(503)]
+    score(server, timeout=10)
+    names = [h["X-Request-ID"] for h in server.headers]
+    assert len(names) == 3
+    assert len(set(names)) == 1
+    assert server.seen[0].header["id"] == names[0]
+    waits = [float(h["Request-Timeout"]) for h in server.headers]
+    assert 10 > waits[0] > waits[1] > waits[2] > 5
+
+
 @pytest.mark.parametrize("status", [429, 503, 500, 502, 504])
 def test_what_may_pass_is_tried_again(server: Any, answer: Any, status: int) -> None:
     server.script = [answer(status), answer(status)]
@@ -304,7 +315,8 @@ def test_a_url_that_cannot_work_is_refused_at_once(url: str) -> None:
         RewardClient(url)
 
 
-def test_the_body_comes_in_pieces_of_a_megabyte_and_small_chunks_together() -> None:
+def test_a_body_of_large_arrays_is_sent_from_their_memory_and_small_pieces_together() -> None:
     big = memoryview(bytes(5 * 2**19))
-    sizes = [len(p) for p in http_transport._pieces([b"ab", b"c", big, b"", b"de"])]
-    assert sizes == [3, 2**20, 2**20, 2**19, 2]
+    pieces = list(http_transport._pieces([b"ab", b"c", big, b"", b"de", *[b"x" * 40_000] * 3]))
+    assert [len(p) for p in pieces] == [3, 5 * 2**19, 80_002, 40_000]
+    assert pieces[1] is big
