@@ -7,6 +7,7 @@ few requests and few threads.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -61,8 +62,12 @@ class Dispatcher:
             call.fail(ValueError("the scorer was closed during the call"))
 
     def _work(self) -> None:
-        while (lane := self._acquire()) is not None:
-            self._serve(lane)
+        try:
+            while (lane := self._acquire()) is not None:
+                self._serve(lane)
+        finally:
+            with self._changed:
+                self._threads -= 1
 
     def _serve(self, lane: _Lane) -> None:
         """Fill a part and send it. What is sent is let go of on return, not when there is more to do."""
@@ -97,21 +102,19 @@ class Dispatcher:
             give_up = time.monotonic() + _IDLE
             while not self._closed:
                 now = time.monotonic()
-                wake = give_up
+                due = math.inf
                 for lane in self._lanes.values():
                     if lane.busy or not lane.waiting:
                         continue
-                    due = lane.due()
-                    if due <= now:
+                    if lane.due() <= now:
                         lane.take()
                         return lane
-                    wake = min(wake, due)
-                if now >= give_up:
+                    due = min(due, lane.due())
+                if due == math.inf and now >= give_up:
                     break
                 self._idle += 1
-                self._changed.wait(wake - now)
+                self._changed.wait(min(due, max(give_up, now)) - now)
                 self._idle -= 1
-            self._threads -= 1
             return None
 
     def _send(self, rewards: Sequence[str], rows: Sequence[Row]) -> None:
@@ -122,6 +125,10 @@ class Dispatcher:
             call.sent(len(places))
         try:
             replies = self._transport.infer_all(rewards, as_part(rows), deadline=deadline)
+            if [len(reply.scores) for reply in replies] != [len(rows)] * len(rewards):
+                raise RequestError(
+                    f"other numbers of scores than {len(rows)} items of {len(rewards)} rewards"
+                )
         except BaseException as error:
             again: list[list[Row]] = []
             if len(calls) > 1 and type(error) in (RequestError, TooLargeError):

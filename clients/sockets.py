@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import http.client
 import selectors
+import ssl
 import threading
 import urllib.request
+from functools import cached_property
 from typing import Any
 
 import httpx
@@ -20,7 +22,8 @@ _Origin = tuple[bytes, bytes, int | None]
 def direct(url: str) -> httpx.BaseTransport | None:
     """Return a transport for `url`, or None where the environment names a proxy, which httpx's own knows."""
     parsed = httpx.URL(url)
-    proxied = parsed.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parsed.host)
+    named = {parsed.scheme, "all"} & urllib.request.getproxies().keys()
+    proxied = named and not urllib.request.proxy_bypass(parsed.host)
     return None if proxied else SocketTransport()
 
 
@@ -56,6 +59,10 @@ class SocketTransport(httpx.BaseTransport):
             for connection in connections:
                 connection.close()
 
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return httpx.create_ssl_context()
+
     def _connected(self, request: httpx.Request, timeouts: dict[str, Any]) -> http.client.HTTPConnection:
         idle = self._idle.get(_origin(request.url), [])
         while True:
@@ -68,8 +75,7 @@ class SocketTransport(httpx.BaseTransport):
             connection.close()  # an answer to no request: the server has hung up
         host, port, timeout = request.url.host, request.url.port, timeouts.get("connect")
         if request.url.scheme == "https":
-            context = httpx.create_ssl_context()
-            connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+            connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=self._tls)
         else:
             connection = http.client.HTTPConnection(host, port, timeout=timeout)
         try:

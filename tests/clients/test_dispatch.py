@@ -196,6 +196,27 @@ def test_what_is_wrong_with_one_calls_arguments_ends_that_call_only() -> None:
         assert scorer.score([image(3)], "a", reward="r")[0] == 3
 
 
+def test_threads_end_when_idle_and_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_IDLE", 0.02)
+    gate = Gate()
+    gate.go.set()
+    with Scorer(gate, timeout=10, max_in_flight=2) as scorer:
+        before = threading.active_count()
+        for _ in range(3):
+            assert scorer.score([image(3)], "a", reward="r")[0] == 3
+            wait_for(lambda: threading.active_count() == before)
+
+
+def test_a_reply_of_another_length_is_an_error_and_not_a_hang() -> None:
+    class Short(Gate):
+        def infer(self, model: str, part: Part, *, deadline: float) -> Reply:
+            return Reply([1.0] * (len(part) - 1))
+
+    scorer = Scorer(Short(), timeout=10, max_in_flight=1)
+    with scorer, pytest.raises(RequestError, match="other numbers of scores than 3 items of 1 rewards"):
+        scorer.score([image(1)] * 3, "a", reward="r")
+
+
 def test_an_error_that_is_nobodys_fault_reaches_every_caller_it_concerns() -> None:
     class Broken(Gate):
         def infer(self, model: str, part: Part, *, deadline: float) -> Reply:
