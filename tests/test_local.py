@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
+from rewardzoo.clients import ScoreCache, in_process
 from rewardzoo.errors import ItemError, ItemsFailedError, UnknownRewardError
 from rewardzoo.local import LocalRewards
 
@@ -114,3 +116,33 @@ def test_arguments_that_cannot_work_are_refused_before_anything_is_loaded() -> N
         LocalRewards(["hpsv2:mini"], weights={"x": "a.pt"})
     with pytest.raises(ValueError, match="name at least one"):
         LocalRewards([])
+
+
+def test_several_rewards_are_scored_in_one_call_and_files_decoded_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoded: list[bytes] = []
+
+    def decode(data: bytes) -> Any:
+        decoded.append(data)
+        return in_process_decode(data)
+
+    in_process_decode = in_process.decode_image
+    monkeypatch.setattr(in_process, "decode_image", decode)
+    scorer = LocalRewards.of([Brightness("a:mini"), Brightness("b:mini")])
+    images = [png(1), png(2), b"no image", png(4)]
+    result = scorer.score_result(images, ["x", "refuse", "x", "x"], reward={"a:mini": 1.0, "b:mini": 0.5})
+    assert_array_equal(result.scores, np.array([1.5, np.nan, np.nan, 6], np.float32))
+    assert list(result.errors) == [1, 2]
+    assert result.parts["b:mini"].provenance == {"reward": "b:mini"}
+    assert len(decoded) == 3
+    assert scorer.score(images[:1], "x", reward=["b:mini"], on_error="none") == [[1.0]]
+
+
+def test_a_cache_spares_the_model(tmp_path: Path) -> None:
+    model = Brightness()
+    scorer = LocalRewards.of([model], cache=ScoreCache(tmp_path / "scores.db"))
+    for _ in range(2):
+        assert_array_equal(scorer.score([pixels(i) for i in range(9)], "a cat"), range(9))
+    assert sum(model.calls) == 9
+    scorer.close()
