@@ -204,6 +204,7 @@ def main(
     with serving() as url:
         result = {
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+            "load_average": round(os.getloadavg()[0], 1),
             "overhead": overhead(url, rounds),
             "memory": memory(url),
             "calls_of_one_sample": {

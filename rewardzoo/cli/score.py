@@ -77,23 +77,24 @@ def _scorer(
 
 def _score_rows(rows: list[dict[str, Any]], rewards: list[str], score_result: Callable[..., Any]) -> int:
     failed: set[int] = set()
-    jobs = [(name, start) for name in rewards for start in range(0, len(rows), _ROWS_A_CALL)]
     told = any(row.get("metadata") for row in rows)
-    for name, start in track(jobs, description="scoring", console=Console(stderr=True)):
+    starts = range(0, len(rows), _ROWS_A_CALL)
+    for start in track(starts, description="scoring", console=Console(stderr=True)):
         part = rows[start : start + _ROWS_A_CALL]
         result = score_result(
             [Path(row["image"]) for row in part],
             [row["prompt"] for row in part],
-            reward=name,
+            reward=list(dict.fromkeys(rewards)),
             metadata=[row["metadata"] for row in part] if told else None,
         )
-        for i, (row, value) in enumerate(zip(part, result.scores, strict=True)):
-            row[name] = None if math.isnan(value) else float(value)
-            if result.details[i]:
-                row[f"{name}.details"] = dict(result.details[i])
-            if i in result.errors:
-                failed.add(start + i)
-                row["error"] = str(result.errors[i])
+        for name, scored in result.parts.items():
+            for row, value, said in zip(part, scored.scores, scored.details, strict=True):
+                row[name] = None if math.isnan(value) else float(value)
+                if said:
+                    row[f"{name}.details"] = dict(said)
+        for i, error in result.errors.items():
+            failed.add(start + i)
+            part[i]["error"] = str(error)
     # A column that one row has all rows have; the scores come first, then what is beside them.
     found = {key for row in rows for key in row}
     for key in [*(f"{name}.details" for name in rewards), "error"]:
