@@ -102,6 +102,18 @@ def decode_image(data: bytes) -> Pixels:
         raise ItemError(f"truncated or damaged {image.format}: {error}") from error
 
 
+def size_of(image: Payload) -> tuple[int, int]:
+    """Width and height; of a file they are read from its head, nothing is decoded.
+
+    Raises:
+        ItemError: a file as `decode_image` refuses it.
+    """
+    if isinstance(image, bytes):
+        return _open(image).size
+    height, width = image.shape[:2]
+    return width, height
+
+
 def _open(data: bytes) -> Image.Image:
     """Open a file from its header; pixels are not decoded yet."""
     name = _format_of(data)

@@ -5,67 +5,23 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from rewardzoo.errors import ItemError
+from rewardzoo.rewards._batch import Batch, Each, Outcome, Part, Picture, Score, as_rgb, size_of, split
 from rewardzoo.rewards._spec import RewardSpec, Variant
 
-Picture = Image.Image | NDArray[np.uint8]
-"""One image: a PIL image, or uint8 RGB pixels (H, W, 3)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """What one item got: its score and, where the reward has more to say, JSON values by name."""
-
-    value: float
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-
-Outcome = Score | ItemError
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Items ready for the device.
-
-    `inputs` are the tensors that `RewardModel.collate` made of them and `asked` what
-    `RewardModel.prepare_prompt` made of each item's prompt. `rows` are the items' places among the
-    `size` that were asked for; `errors` has the others.
-    """
-
-    size: int
-    rows: tuple[int, ...]
-    errors: Mapping[int, ItemError]
-    inputs: Mapping[str, Tensor]
-    asked: Sequence[Any]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
-        """Return the batch on `device`, its floats in `dtype`."""
-        return replace(
-            self,
-            inputs={
-                name: tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
-                for name, tensor in self.inputs.items()
-            },
-        )
-
-    def scatter(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Put outcomes (one a row) and errors back in the order that was asked for."""
-        found = dict(zip(self.rows, outcomes, strict=True))
-        return [found[i] if i in found else self.errors[i] for i in range(self.size)]
+__all__ = ["Batch", "Outcome", "PairReward", "Part", "Picture", "RewardModel", "Score", "as_rgb"]
 
 
 class RewardModel(ABC):
@@ -144,40 +100,91 @@ class RewardModel(ABC):
         self.net.to(device, dtype)
         return self
 
+    def cost(self, width: int, height: int) -> int:
+        """What an image of that size weighs in a batch, at least 1, in the unit of `spec.max_batch_cost`."""
+        return 1
+
+    def prepare_items(
+        self,
+        images: Sequence[Picture],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        each: Each = map,
+    ) -> list[Part | ItemError]:
+        """Prepare each item on the CPU. Thread-safe; one that cannot be prepared is an error in its place.
+
+        Where `each` is a thread pool's map, items are prepared in parallel. `images[i]` is read once, by the
+        thread that prepares it, so a sequence that decodes when it is indexed decodes in parallel too.
+
+        Raises:
+            ValueError: there is not one prompt, or not one metadata, an image.
+        """
+        notes = _checked(images, prompts, metadata)
+        lock = Lock()
+        distinct: dict[object, Any] = {}
+
+        def one(i: int) -> tuple[object, Any] | ItemError:
+            try:
+                asked = self.prepare_prompt(prompts[i], notes[i])
+                rgb = as_rgb(images[i])
+                key = rgb.size, hashlib.blake2b(rgb.tobytes(), digest_size=16).digest()
+            except Exception as error:
+                return _item_error(error)
+            with lock:
+                if key in distinct:
+                    return key, asked
+                distinct[key] = None  # claimed: others of this image need not wait for it
+            try:
+                distinct[key] = self.prepare_image(rgb)
+            except Exception as error:
+                distinct[key] = _item_error(error)
+            return key, asked
+
+        found: list[Part | ItemError] = []
+        for item in list(each(one, range(len(images)))):
+            if isinstance(item, ItemError):
+                found.append(item)
+                continue
+            image = distinct[item[0]]
+            found.append(image if isinstance(image, ItemError) else Part(image, item[1]))
+        return found
+
+    def collate_parts(self, parts: Sequence[Part]) -> Batch:
+        """Make a batch of prepared items, at least one. Thread-safe."""
+        places: dict[int, int] = {}
+        images: list[Any] = []
+        for part in parts:
+            if id(part.image) not in places:
+                places[id(part.image)] = len(images)
+                images.append(part.image)
+        asked = [part.asked for part in parts]
+        inputs = self.collate(images, [places[id(part.image)] for part in parts], asked)
+        return Batch(len(parts), tuple(range(len(parts))), {}, inputs, asked)
+
     def prepare(
         self,
         images: Sequence[Picture],
         prompts: Sequence[str],
         metadata: Sequence[Mapping[str, Any]] | None = None,
     ) -> Batch:
-        """Make a batch on the CPU. Thread-safe; an item that cannot be prepared becomes an error of its own.
+        """Make a batch on the CPU: `prepare_items` and `collate_parts`, errors kept by the item's place."""
+        items = self.prepare_items(images, prompts, metadata)
+        errors = {i: item for i, item in enumerate(items) if isinstance(item, ItemError)}
+        parts = [item for item in items if isinstance(item, Part)]
+        if not parts:
+            return Batch(len(items), (), errors, {}, [])
+        rows = tuple(i for i in range(len(items)) if i not in errors)
+        return replace(self.collate_parts(parts), size=len(items), rows=rows, errors=errors)
 
-        Raises:
-            ValueError: there is not one prompt, or not one metadata, an image.
+    def stage(self, batch: Batch) -> Batch:
+        """Begin to copy a batch to the device while another runs there. Thread-safe.
+
+        On CUDA: from pinned memory and on a stream of its own. Elsewhere there is nothing to gain.
         """
-        notes = _checked(images, prompts, metadata)
-        places: dict[object, int] = {}
-        prepared: list[Any] = []
-        image_index, rows, asked = [], [], []
-        errors: dict[int, ItemError] = {}
-        for i, image in enumerate(images):
-            try:
-                question = self.prepare_prompt(prompts[i], notes[i])
-                rgb = as_rgb(image)
-                key = rgb.size, hashlib.blake2b(rgb.tobytes(), digest_size=16).digest()
-                if key not in places:
-                    prepared.append(self.prepare_image(rgb))
-                    places[key] = len(prepared) - 1
-            except ItemError as error:
-                errors[i] = error
-            except Exception as error:
-                errors[i] = ItemError(f"image not usable: {error}")
-            else:
-                image_index.append(places[key])
-                asked.append(question)
-                rows.append(i)
-        inputs = self.collate(prepared, image_index, asked) if rows else {}
-        return Batch(len(images), tuple(rows), errors, inputs, asked)
+        if self.device.type != "cuda":
+            return batch
+        return batch.copy_ahead(self._copies, self.dtype)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[Outcome]:
@@ -186,16 +193,21 @@ class RewardModel(ABC):
             return batch.scatter([])
         return batch.scatter([_finite(o) for o in self.evaluate(batch.to(self.device, self.dtype))])
 
+    @cached_property
+    def _copies(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
     def score_items(
         self,
         images: Sequence[Picture],
         prompts: Sequence[str],
         metadata: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Outcome]:
-        """Score any number of pairs, `spec.max_batch` at a time; item errors stand in their places."""
+        """Score any number of pairs, as many at a time as `spec` says; item errors stand in their places."""
         notes = _checked(images, prompts, metadata)
         out: list[Outcome] = []
-        for part in _parts(len(images), self.spec.max_batch):
+        costs = [self.cost(*size_of(image)) for image in images]
+        for part in split(costs, self.spec.max_batch, self.spec.max_batch_cost):
             out += self.run(self.prepare(images[part], prompts[part], notes[part]))
         return out
 
@@ -217,6 +229,17 @@ class RewardModel(ABC):
                 raise ItemError(f"item {i}: {outcome}") from outcome
             scores.append(outcome.value)
         return scores
+
+    def warm_up(self) -> None:
+        """Score one grey picture, so that the first caller does not pay for what is set up at first use."""
+        grey = np.full((512, 512, 3), 128, dtype=np.uint8)
+        self.score_items([grey], ["a photo"])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the weights take."""
+        tensors = [*self.net.parameters(), *self.net.buffers()]
+        return sum(tensor.nbytes for tensor in tensors)
 
     def provenance(self) -> dict[str, str]:
         """What a score of this model rests on, to be kept beside it."""
@@ -259,31 +282,14 @@ class PairReward(RewardModel):
         }
 
 
-def as_rgb(image: Picture) -> Image.Image:
-    """Return `image` as a PIL RGB image.
-
-    Raises:
-        ItemError: pixels that are not uint8 (H, W, 3) with H, W > 0, or a PIL image of over 8 bits a channel.
-    """
-    if isinstance(image, Image.Image):
-        if image.mode[0] in "IF":
-            raise ItemError(f"a {image.mode} image has more than 8 bits a channel: scale it to 8 bits first")
-        rgb = image.convert("RGB")
-        rgb.info.pop("transparency", None)  # a palette's; `transformers` would paint that colour white
-        return rgb
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ItemError(f"pixels must be uint8 (H, W, 3) with H, W > 0, got {image.dtype} {image.shape}")
-    return Image.fromarray(image)
-
-
 def _finite(outcome: Outcome) -> Outcome:
     if isinstance(outcome, ItemError) or math.isfinite(outcome.value):
         return outcome
     return ItemError(f"the model returned {outcome.value} for this item: its weights or dtype overflow")
 
 
-def _parts(total: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, total, size))
+def _item_error(error: Exception) -> ItemError:
+    return error if isinstance(error, ItemError) else ItemError(f"image not usable: {error}")
 
 
 def _checked(

@@ -88,7 +88,8 @@ class RewardSpec:
     """A reward as its users see it.
 
     `score_range` is what scores lie in, in the reward's raw upstream scale: a hard bound where the formula
-    has one, else the usual span. `max_batch` is how many items one forward takes. `gpu_dtype` names what
+    has one, else the usual span. `max_batch` is how many items one forward takes, and `max_batch_cost` what
+    they may cost together by `RewardModel.cost`, where images differ in that. `gpu_dtype` names what
     the weights are held in on a GPU unless the caller says otherwise; on a CPU it is float32. `uses_prompt`
     is False for a reward of the image alone: it takes prompts and does not read them.
     """
@@ -102,6 +103,7 @@ class RewardSpec:
     higher_is_better: bool = True
     differentiable: bool = True
     max_batch: int = 64
+    max_batch_cost: int | None = None
     gpu_dtype: str = "float32"
     uses_prompt: bool = True
 

@@ -23,6 +23,7 @@ from rewardzoo.rewards._vlm_files import build_model, read_images, read_model, r
 from rewardzoo.rewards._vlm_images import LlavaImages, QwenImages, TileUse
 
 __all__ = [
+    "MAX_BATCH_TOKENS",
     "Positions",
     "Turn",
     "VisionLanguageModel",
@@ -35,6 +36,10 @@ __all__ = [
 
 Positions = Literal["rotary-3d", "sequential"]
 """How Qwen's tokens are placed: by M-RoPE in time, height and width, or one after the other."""
+
+
+MAX_BATCH_TOKENS = 32_768
+"""Tokens of images that one batch takes, whatever their sizes."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,13 @@ class VisionLanguageModel(nn.Module):
             ItemError: Qwen refuses an image with one side more than 200 times the other.
         """
         return self.images.prepare(image)
+
+    def count_of(self, width: int, height: int) -> int:
+        """How many tokens an image of that size will take; 1 where it will be refused."""
+        try:
+            return self.images.count_of(width, height)
+        except ItemError:
+            return 1
 
     def chat(self, turns: Sequence[Turn], system: str | None = "You are a helpful assistant.") -> str:
         r"""Write a dialogue in ChatML, up to where the assistant's next turn begins.

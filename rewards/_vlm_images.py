@@ -48,10 +48,7 @@ class QwenImages:
         Raises:
             ItemError: one side is more than 200 times the other.
         """
-        bounds = self.processor.size
-        unit: int = self.processor.patch_size * self.processor.merge_size
-        size = qwen_size(image.width, image.height, unit, bounds["shortest_edge"], bounds["longest_edge"])
-        resized = image.resize(size, Image.Resampling.BICUBIC)
+        resized = image.resize(self._size(*image.size), Image.Resampling.BICUBIC)
         found = self.processor(images=[resized], do_resize=False, return_tensors="pt")
         return {"pixel_values": found["pixel_values"], "image_grid_thw": found["image_grid_thw"][0]}
 
@@ -59,12 +56,29 @@ class QwenImages:
         """How many tokens a prepared image takes."""
         return int(image["image_grid_thw"].prod()) // int(self.processor.merge_size) ** 2
 
+    def count_of(self, width: int, height: int) -> int:
+        """How many tokens an image of that size will take.
+
+        Raises:
+            ItemError: as `prepare`.
+        """
+        wide, high = self._size(width, height)
+        return wide * high // self._unit**2
+
     def stack(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of U prepared images: patches one after the other, and grids (U, 3)."""
         return {
             "pixel_values": torch.cat([image["pixel_values"] for image in images]),
             "image_grid_thw": torch.stack([image["image_grid_thw"] for image in images]),
         }
+
+    @property
+    def _unit(self) -> int:
+        return int(self.processor.patch_size * self.processor.merge_size)
+
+    def _size(self, width: int, height: int) -> tuple[int, int]:
+        bounds = self.processor.size
+        return qwen_size(width, height, self._unit, bounds["shortest_edge"], bounds["longest_edge"])
 
     def encode(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """Features of the images, one after the other: (tokens, D)."""
@@ -140,8 +154,18 @@ class LlavaImages:
 
     def count(self, image: Mapping[str, Tensor]) -> int:
         """How many tokens a prepared image takes."""
-        empty = torch.empty(len(image["pixel_values"]), self.patches**2, 1, device="meta")
-        return len(self._pack(empty, image["image_sizes"], torch.empty(1, device="meta")))
+        return self._count(len(image["pixel_values"]), image["image_sizes"])
+
+    def count_of(self, width: int, height: int) -> int:
+        """How many tokens an image of that size will take."""
+        from transformers.image_processing_utils import select_best_resolution
+
+        size = (height, width)
+        tiles = 1
+        if self.tiles != "pad":
+            best = select_best_resolution(size, self.processor.image_grid_pinpoints)
+            tiles += math.prod(side // self.side for side in best)
+        return self._count(tiles, torch.tensor(size))
 
     def stack(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of U prepared images: tiles one after the other, `tiles` (U,), sizes (U, 2)."""
@@ -159,6 +183,10 @@ class LlavaImages:
         patches = core.multi_modal_projector(seen.hidden_states[layer])
         each = zip(patches.split(inputs["tiles"].tolist()), inputs["image_sizes"], strict=True)
         return torch.cat([self._pack(tiles, size, core.image_newline) for tiles, size in each])
+
+    def _count(self, tiles: int, size: Tensor) -> int:
+        empty = torch.empty(tiles, self.patches**2, 1, device="meta")
+        return len(self._pack(empty, size, torch.empty(1, device="meta")))
 
     def _pack(self, tiles: Tensor, size: Tensor, newline: Tensor) -> Tensor:
         if self.tiles == "frames":

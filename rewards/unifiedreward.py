@@ -24,7 +24,7 @@ from rewardzoo.errors import ItemError
 from rewardzoo.rewards._llava_next import read_generation, read_llava_next, read_settings
 from rewardzoo.rewards._model import Batch, Outcome, RewardModel, Score
 from rewardzoo.rewards._spec import HubFolder, RewardSpec, Variant
-from rewardzoo.rewards._vlm import Turn, VisionLanguageModel
+from rewardzoo.rewards._vlm import MAX_BATCH_TOKENS, Turn, VisionLanguageModel
 from rewardzoo.rewards._vlm_images import LlavaImages, pinpoints_of
 
 _CAPTION = "\nYour task is provided as follows:\nText Caption: [{prompt}]"
@@ -150,6 +150,7 @@ class UnifiedReward(RewardModel):
         ),
         differentiable=False,
         max_batch=8,
+        max_batch_cost=MAX_BATCH_TOKENS,
         gpu_dtype="bfloat16",
     )
 
@@ -189,6 +190,12 @@ class UnifiedReward(RewardModel):
         if self.form.jpeg is not None:
             image = _recompress(image, self.form.jpeg)
         return cast(VisionLanguageModel, self.net).prepare_image(image)
+
+    def cost(self, width: int, height: int) -> int:
+        """The image's tokens."""
+        if self.form.side is not None:
+            width = height = self.form.side
+        return cast(VisionLanguageModel, self.net).count_of(width, height)
 
     def prepare_prompt(self, prompt: str, metadata: Mapping[str, Any]) -> str:
         """Write the dialogue: the image and the recipe's question about the prompt."""

@@ -21,7 +21,7 @@ from rewardzoo.rewards._critic import LLAVA_ONEVISION
 from rewardzoo.rewards._llava_next import read_llava_next, read_settings
 from rewardzoo.rewards._model import RewardModel
 from rewardzoo.rewards._spec import HubFile, HubFolder, RewardSpec, Variant
-from rewardzoo.rewards._vlm import Turn, VisionLanguageModel, penalise_repeats
+from rewardzoo.rewards._vlm import MAX_BATCH_TOKENS, Turn, VisionLanguageModel, penalise_repeats
 from rewardzoo.rewards._vlm_images import LlavaImages, TileUse, pinpoints_of
 
 
@@ -124,6 +124,7 @@ class VQAScore(RewardModel):
             _llava("-frames"),
         ),
         max_batch=16,
+        max_batch_cost=MAX_BATCH_TOKENS,
         gpu_dtype="bfloat16",
     )
     net: ClipT5 | VisionLanguageModel
@@ -154,6 +155,12 @@ class VQAScore(RewardModel):
     def prepare_image(self, image: Image.Image) -> Any:
         """Preprocess as the model was trained: a padded square, patches or tiles."""
         return self.net.prepare_image(image)
+
+    def cost(self, width: int, height: int) -> int:
+        """The image's tokens."""
+        if isinstance(self.net, ClipT5):
+            return int(self.net.patches)
+        return self.net.count_of(width, height)
 
     def prepare_prompt(self, prompt: str, metadata: Mapping[str, Any]) -> Asked:
         """Put the prompt into the question, and tokenise both question and answer.

@@ -110,6 +110,12 @@ def test_generation_stops_at_the_end_token(folders: dict[str, Path]) -> None:
         vlm.generate(batch, 0)
 
 
+@pytest.mark.parametrize("size", [(30, 80), (100, 60), (64, 64), (3, 500), (300, 300), (17, 16)])
+def test_the_size_of_an_image_tells_its_tokens(vlm: VisionLanguageModel, size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size)
+    assert vlm.count_of(*size) == vlm.images.count(vlm.prepare_image(image))
+
+
 def test_a_dialogue_is_chatml_with_the_image_before_its_text(vlm: VisionLanguageModel) -> None:
     turns = [Turn("user", "\nis it?", image=True), Turn("assistant", "yes"), Turn("user", "sure?")]
     assert vlm.chat(turns) == (
