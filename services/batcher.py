@@ -6,179 +6,199 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 from rewardzoo.errors import DeadlineError, ItemError, OverloadedError, UnavailableError
+from rewardzoo.services.capacity import BatchLimit
+from rewardzoo.services.device import Device, OutOfMemoryError
+from rewardzoo.services.observer import Observer, Silent
+from rewardzoo.services.queue import Entry, FairQueue, Item, Request
+
+__all__ = ["Batcher", "Item", "Stages"]
 
 logger = logging.getLogger(__name__)
 
+Part = TypeVar("Part")
 Prepared = TypeVar("Prepared")
 Scored = TypeVar("Scored")
+Told = TypeVar("Told", covariant=True)
 # One batch on the device and one prepared behind it: more would only take items from the queue,
 # where they can still be merged, dropped and counted.
 _AHEAD = 2
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Item:
-    """One pair to score: uint8 RGB pixels (H, W, 3) or an encoded image file, and its prompt."""
+class Stages(Protocol[Part, Prepared, Told]):
+    """What happens to items on their way."""
 
-    image: NDArray[np.uint8] | bytes
-    prompt: str
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    def prepare(self, items: Sequence[Item]) -> Sequence[Part | ItemError]:
+        """Decode and preprocess each item, in a thread."""
 
+    def collate(self, parts: Sequence[Part]) -> Prepared:
+        """Make a batch of prepared items, in a thread."""
 
-@dataclass(slots=True, eq=False)
-class _Request(Generic[Scored]):
-    items: Sequence[Item]
-    outcomes: list[Scored | ItemError | None]
-    future: asyncio.Future[list[Scored | ItemError]]
-    taken: int = 0
-    scored: int = 0
-
-    @property
-    def waiting(self) -> int:
-        return len(self.items) - self.taken
-
-    @property
-    def gone(self) -> bool:
-        return self.future.done()
-
-    def put(self, index: int, outcome: Scored | ItemError) -> None:
-        self.outcomes[index] = outcome
-        self.scored += 1
-        if self.scored == len(self.items) and not self.gone:
-            self.future.set_result([o for o in self.outcomes if o is not None])
-
-    def fail(self, error: Exception) -> None:
-        if not self.gone:
-            self.future.set_exception(error)
+    def run(self, prepared: Prepared) -> Sequence[Told | ItemError]:
+        """Score a batch on the device's thread: one outcome an item."""
 
 
-class Batcher(Generic[Prepared, Scored]):
+class Batcher(Generic[Part, Prepared, Scored]):
     """Merges small requests into batches of at most `max_batch` items and splits large ones.
 
-    `prepare` turns items into a batch on the CPU, in a small thread pool; `run` scores one, always
-    in the same thread, and gives one outcome an item: what it scored, whatever that is, or an
-    `ItemError`. A full batch is prepared while the one before
-    it runs; one that is not full keeps collecting until the device is free, and then `window`
-    seconds more. Requests share each batch evenly, so a small one never waits for a large one to
-    end. A request of up to `max_batch` items that meets no other is one batch, in its own order.
+    A batch is also limited to `max_cost`, the sum of its items' costs, where they have any. A full batch is
+    prepared while the one before it runs; one that is not full keeps collecting until the device is free,
+    and then `window` seconds more. Requests share each batch evenly, so a small one never waits for a large
+    one to end. A request of up to `max_batch` items that meets no other is one batch, in its own order.
 
-    When a stage raises, the batch is halved until the item at fault is alone: the exception becomes
-    that item's `ItemError`, and its neighbours are scored. An `UnavailableError` says that not an
-    item is at fault but the device: it fails all requests there are, and every later one.
+    Items whose caller is gone are dropped before each stage, also from the midst of a batch. When a stage
+    raises, the batch is halved until the item at fault is alone: the exception becomes that item's
+    `ItemError`, and its neighbours are scored. So it is when the device has no memory for the batch, and
+    later batches are smaller. An `UnavailableError` says that not an item is at fault but the device: it
+    fails all requests there are, and every later one.
     """
 
     def __init__(
         self,
-        prepare: Callable[[Sequence[Item]], Prepared],
-        run: Callable[[Prepared], list[Scored | ItemError]],
+        name: str,
+        stages: Stages[Part, Prepared, Scored],
+        device: Device,
         *,
         max_batch: int,
+        max_cost: int | None = None,
         window: float = 0.002,
         max_queue: int = 8192,
+        observer: Observer | None = None,
     ) -> None:
-        self.prepare, self.run = prepare, run
+        self.name, self.stages, self.device = name, stages, device
         self.max_batch, self.window, self.max_queue = max_batch, window, max_queue
-        self.failure: UnavailableError | None = UnavailableError("the batcher is not started")
-        self._queue: deque[_Request[Scored]] = deque()
-        self._queued = 0
+        self.limit = BatchLimit(name, max_batch if max_cost is None else max_cost)
+        self.observer: Observer = observer or Silent()
+        self._failure: UnavailableError | None = UnavailableError("the batcher is not started")
+        self._queue: FairQueue[Scored] = FairQueue()
         self._pace = 0.0
         self._changed = asyncio.Event()
         self._active: set[asyncio.Task[None]] = set()
         self._composer: asyncio.Task[None] | None = None
 
     @property
+    def failure(self) -> UnavailableError | None:
+        """Why it takes no requests, if it does not."""
+        return self._failure or self.device.failure
+
+    @property
     def waiting(self) -> int:
         """How many items are not on their way to the device yet."""
-        return self._queued
+        return self._queue.items
 
     def start(self) -> None:
         """Begin to serve; needs a running event loop."""
         self._preparers = ThreadPoolExecutor(_AHEAD, thread_name_prefix="prepare")
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self.failure = None
+        self._failure = None
         self._composer = asyncio.create_task(self._compose())
 
     async def stop(self) -> None:
         """End: batches on their way to the device finish, what still waits is refused."""
         if self._composer is None:
             return
-        self.failure = UnavailableError("the server is stopping")
+        self._failure = UnavailableError("the server is stopping")
         self._composer.cancel()
         with suppress(asyncio.CancelledError):
             await self._composer
-        for request in list(self._queue):
-            request.fail(self.failure)
+        for request in self._queue.clear():
+            request.fail(self._failure)
         await asyncio.gather(*self._active)
         self._preparers.shutdown()
-        self._device.shutdown()
         self._composer = None
 
-    async def submit(self, items: Sequence[Item], timeout: float) -> list[Scored | ItemError]:
-        """Score `items`, one outcome each, in their order.
-
-        Cancelling the call drops what of it has not been started.
+    def check_room(self, items: int = 1) -> None:
+        """Refuse what there is no room for. An empty queue takes any number of items.
 
         Raises:
-            OverloadedError: too many items wait already. A request larger than the whole queue is
-                taken when nothing waits.
-            DeadlineError: no scores within `timeout` seconds.
+            OverloadedError: so many items more would be too many.
             UnavailableError: not started, stopping, or the device is lost.
         """
         if self.failure is not None:
             raise self.failure
-        if not items:
-            return []
-        if self._queued and self._queued + len(items) > self.max_queue:
+        queued = self._queue.items
+        if queued and queued + items > self.max_queue:
             raise OverloadedError(
-                f"{self._queued} items wait and {len(items)} more would exceed {self.max_queue}: "
+                f"{queued} items wait and {items} more would exceed {self.max_queue}: "
                 "repeat later, send fewer at once, or raise max_queue",
-                retry_after=math.ceil(min(60.0, max(1.0, self._queued * self._pace))),
+                retry_after=math.ceil(min(60.0, max(1.0, queued * self._pace))),
             )
-        future: asyncio.Future[list[Scored | ItemError]] = asyncio.get_running_loop().create_future()
-        request: _Request[Scored] = _Request(items, [None] * len(items), future)
-        self._queue.append(request)
-        self._queued += len(items)
-        self._changed.set()
+
+    async def submit(
+        self, items: Sequence[Item], timeout: float, costs: Sequence[int] | None = None
+    ) -> list[Scored | ItemError]:
+        """Score `items`, one outcome each, in their order. `costs` are 1 each where they are not given.
+
+        Cancelling the call drops what of it has not reached the device.
+
+        Raises:
+            OverloadedError: too many items wait already.
+            DeadlineError: no scores within `timeout` seconds.
+            UnavailableError: not started, stopping, or the device is lost.
+        """
+        if not items and self.failure is None:
+            return []
+        try:
+            self.check_room(len(items))
+        except OverloadedError:
+            self.observer.scored(self.name, "refused", len(items))
+            raise
+        request: Request[Scored] = Request(
+            items, costs or [1] * len(items), asyncio.get_running_loop().create_future()
+        )
+        self._queue.add(request)
+        self._queue_changed()
         try:
             async with asyncio.timeout(timeout):
-                return await future
+                outcomes = await request.future
         except TimeoutError:
+            self.observer.scored(self.name, "expired", len(items) - request.scored)
             raise DeadlineError(
                 f"{request.scored} of {len(items)} items were scored when the time was up: "
                 "send fewer at once or allow more time"
             ) from None
+        except asyncio.CancelledError:
+            self.observer.scored(self.name, "dropped", len(items) - request.scored)
+            raise
         finally:
-            if request.waiting:
-                self._queue.remove(request)
-                self._queued -= request.waiting
+            self._queue.remove(request)
+            self._queue_changed()
+        failed = sum(isinstance(outcome, ItemError) for outcome in outcomes)
+        self.observer.scored(self.name, "ok", len(items) - failed)
+        self.observer.scored(self.name, "item_error", failed)
+        return outcomes
+
+    def _queue_changed(self) -> None:
+        self.observer.queued(self.name, self._queue.items)
+        self._changed.set()
 
     async def _compose(self) -> None:
         while True:
-            while not (self._queued and self._has_room()):
+            while not (self._queue.items and self._has_room()):
                 await self._change()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.window):
-                    while self._queued < self.max_batch:
+                    while not self._is_full():
                         await self._change()
-            if batch := self._take():
+            if batch := self._queue.take(self.max_batch, self.limit.cost):
+                now = time.monotonic()
+                for entry in batch:
+                    self.observer.waited(self.name, now - entry.request.arrived)
+                self.observer.queued(self.name, self._queue.items)
                 task = asyncio.create_task(self._score(batch))
                 self._active.add(task)
                 task.add_done_callback(self._finished)
 
+    def _is_full(self) -> bool:
+        return self._queue.items >= self.max_batch or self._queue.cost >= self.limit.cost
+
     def _has_room(self) -> bool:
-        full = self._queued >= self.max_batch
-        return len(self._active) < (_AHEAD if full else 1)
+        return len(self._active) < (_AHEAD if self._is_full() else 1)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._active.discard(task)
@@ -188,59 +208,91 @@ class Batcher(Generic[Prepared, Scored]):
         self._changed.clear()
         await self._changed.wait()
 
-    def _take(self) -> list[tuple[_Request[Scored], int]]:
-        """Take the next batch from the queue, an even share of each request's items."""
-        batch: list[tuple[_Request[Scored], int]] = []
-        while self._queue and (room := self.max_batch - len(batch)):
-            share = max(1, room // len(self._queue))
-            for _ in range(min(room, len(self._queue))):
-                request = self._queue.popleft()
-                start = request.taken
-                request.taken += min(share, request.waiting)
-                batch += [(request, i) for i in range(start, request.taken)]
-                if request.waiting:
-                    self._queue.append(request)
-        self._queued -= len(batch)
-        return batch
-
-    async def _score(self, batch: list[tuple[_Request[Scored], int]]) -> None:
+    async def _score(self, batch: list[Entry[Scored]]) -> None:
         started = time.monotonic()
-        requests = {request for request, _ in batch}
         try:
-            outcomes = await self._stages([r.items[i] for r, i in batch], requests)
+            await self._run(await self._prepare(batch))
         except UnavailableError as error:
-            self.failure = error
-            for request in requests.union(self._queue):
+            self._failure = error
+            for request in {entry.request for entry in batch}.union(self._queue.clear()):
                 request.fail(error)
-            return
-        for (request, i), outcome in zip(batch, outcomes, strict=True):
-            request.put(i, outcome)
         self._pace = (time.monotonic() - started) / len(batch)
 
-    async def _stages(
-        self, items: Sequence[Item], requests: set[_Request[Scored]]
-    ) -> list[Scored | ItemError]:
+    async def _prepare(self, entries: Sequence[Entry[Scored]]) -> list[tuple[Entry[Scored], Part]]:
+        entries = [entry for entry in entries if not entry.request.gone]
+        if not entries:
+            return []
         loop = asyncio.get_running_loop()
         try:
-            prepared = await loop.run_in_executor(self._preparers, self.prepare, items)
-            outcomes = await loop.run_in_executor(self._device, self._run_wanted, prepared, requests)
-            if outcomes is None:
-                return [ItemError("its caller is gone")] * len(items)
-            if len(outcomes) != len(items):
-                raise RuntimeError(f"{len(items)} items gave {len(outcomes)} outcomes")
-            return outcomes
+            items = [entry.item for entry in entries]
+            parts = await loop.run_in_executor(self._preparers, self.stages.prepare, items)
+            _check_count(entries, parts)
         except UnavailableError:
             raise
         except Exception as error:
-            if len(items) == 1:
-                logger.warning("an item cannot be scored", exc_info=error)
-                return [ItemError(f"scoring failed with {type(error).__name__}: {error}")]
-        half = len(items) // 2
-        first = await self._stages(items[:half], requests)
-        return first + await self._stages(items[half:], requests)
+            if len(entries) == 1:
+                entries[0].put(_item_error(error))
+                return []
+        else:
+            for entry, part in zip(entries, parts, strict=True):
+                if isinstance(part, ItemError):
+                    entry.put(part)
+            return [(e, p) for e, p in zip(entries, parts, strict=True) if not isinstance(p, ItemError)]
+        half = len(entries) // 2
+        return await self._prepare(entries[:half]) + await self._prepare(entries[half:])
 
-    def _run_wanted(
-        self, prepared: Prepared, requests: set[_Request[Scored]]
-    ) -> list[Scored | ItemError] | None:
+    async def _run(self, pairs: Sequence[tuple[Entry[Scored], Part]]) -> None:
+        loop = asyncio.get_running_loop()
+        while pairs := [pair for pair in pairs if not pair[0].request.gone]:
+            entries, parts = [entry for entry, _ in pairs], [part for _, part in pairs]
+            try:
+                prepared = await loop.run_in_executor(self._preparers, self.stages.collate, parts)
+                ran = await self.device.run(self.name, partial(self._turn, prepared, entries))
+                if ran is None:
+                    continue  # some callers left while the batch stood in line
+                _check_count(entries, ran[0])
+            except UnavailableError:
+                raise
+            except Exception as error:
+                problem = self.device.judge(error)
+            else:
+                for entry, outcome in zip(entries, ran[0], strict=True):
+                    entry.put(outcome)
+                self.observer.ran(self.name, len(entries), ran[1])
+                self.limit.passed()
+                return
+            await self._halve(pairs, problem)
+            return
+
+    async def _halve(self, pairs: Sequence[tuple[Entry[Scored], Part]], problem: Exception) -> None:
+        if isinstance(problem, UnavailableError):
+            raise problem
+        if isinstance(problem, OutOfMemoryError):
+            self.limit.shrink(sum(entry.cost for entry, _ in pairs))
+        if len(pairs) == 1:
+            pairs[0][0].put(_item_error(problem))
+            return
+        half = len(pairs) // 2
+        await self._run(pairs[:half])
+        await self._run(pairs[half:])
+
+    def _turn(
+        self, prepared: Prepared, entries: Sequence[Entry[Scored]]
+    ) -> tuple[Sequence[Scored | ItemError], float] | None:
         # Asked on the device's thread, because callers may have gone while the batch stood in line.
-        return None if all(request.gone for request in requests) else self.run(prepared)
+        if any(entry.request.gone for entry in entries):
+            return None
+        began = time.monotonic()
+        return self.stages.run(prepared), time.monotonic() - began
+
+
+def _check_count(entries: Sequence[object], outcomes: Sequence[object]) -> None:
+    if len(outcomes) != len(entries):
+        raise RuntimeError(f"{len(entries)} items gave {len(outcomes)} outcomes")
+
+
+def _item_error(error: Exception) -> ItemError:
+    if isinstance(error, OutOfMemoryError):
+        return ItemError(f"the device has no memory for this item alone: scale the image down ({error})")
+    logger.warning("an item cannot be scored", exc_info=error)
+    return ItemError(f"scoring failed with {type(error).__name__}: {error}")

@@ -34,13 +34,26 @@ class ServeConfig(BaseSettings):
     max_body_mb: int = Field(default=256, gt=0)
     """Largest request body in MiB, before and after decompression."""
     timeout: float = Field(default=60.0, gt=0, lt=MAX_TIMEOUT)
-    """Seconds from a request's first byte to its scores; then it is answered with 504."""
+    """Seconds from a request's first byte to its scores; then it is answered with 504. Callers can ask for
+    less in the header `Request-Timeout`."""
+    max_queue_mb: int = Field(default=2048, gt=0)
+    """MiB that the requests which are read or scored may take in all; one beyond that is refused with 503."""
     window_ms: float = Field(default=2.0, ge=0, le=1000)
     """How long a batch that is not full waits for company."""
     ui: Literal["auto", "on", "off"] = "auto"
     """Whether there is a page at `/`; "auto": where the extra `ui` is installed."""
+    threads: int = Field(default=0, ge=0)
+    """Threads that decode and preprocess images; 0 is one a core."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """GiB that the weights of all loaded rewards may take; beyond, the least recently used is evicted."""
+    pinned: Annotated[list[str], NoDecode] = []
+    """Names among `rewards` that are loaded at start and never evicted."""
+    lazy: bool = False
+    """Whether a reward that is not pinned is loaded at its first request only."""
+    warm_up: bool | None = None
+    """Whether a picture is scored before a reward is ready; None means on a GPU."""
 
-    @field_validator("rewards", mode="before")
+    @field_validator("rewards", "pinned", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return (
@@ -54,9 +67,9 @@ class ServeConfig(BaseSettings):
 
     def environment(self) -> dict[str, str]:
         """Return the variables from which another process reads this very config."""
-        fields = self.model_dump(mode="json", exclude={"token", "rewards", "weights"})
-        values = {name: str(value) for name, value in fields.items()}
-        values["rewards"] = ",".join(self.rewards)
+        fields = self.model_dump(mode="json", exclude={"token", "rewards", "pinned", "weights"})
+        values = {name: str(value) for name, value in fields.items() if value is not None}
+        values["rewards"], values["pinned"] = ",".join(self.rewards), ",".join(self.pinned)
         values["weights"] = json.dumps({name: str(path.resolve()) for name, path in self.weights.items()})
         if self.token is not None:
             values["token"] = self.token.get_secret_value()

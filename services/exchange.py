@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
 import uuid
 import zlib
-from collections.abc import Awaitable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Self, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -38,11 +39,29 @@ _STATUS: dict[type[Exception], int] = {
 }
 
 
+REQUEST_TIMEOUT = "Request-Timeout"
+"""HTTP header: for how many seconds, a decimal number, the caller is going to wait for the answer."""
+
+
 class Deadline:
     """The end of the time that an exchange may take."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
+
+    @classmethod
+    def of(cls, request: Request, most: float) -> Self:
+        """Return what the header `Request-Timeout` asks for, or `most` seconds where that is less.
+
+        Raises:
+            RequestError: it is not a decimal number above 0.
+        """
+        given = request.headers.get(REQUEST_TIMEOUT)
+        if given is None:
+            return cls(most)
+        if not (re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", given) and float(given)):
+            raise RequestError(f"{REQUEST_TIMEOUT} must be seconds above 0, e.g. 2.5, got {given!r:.40}")
+        return cls(min(most, float(given)))
 
     @property
     def left(self) -> float:
@@ -67,8 +86,12 @@ async def answer(work: Awaitable[Response]) -> Response:
         return JSONResponse({"error": f"internal error, request id {request_id}: see the server's log"}, 500)
 
 
-async def read_body(request: Request, limit: int, deadline: Deadline) -> bytearray | bytes:
+async def read_body(
+    request: Request, limit: int, deadline: Deadline, hold: Callable[[int], None] = lambda _: None
+) -> bytearray | bytes:
     """Read the body, decompressed where it is gzip or deflate.
+
+    `hold` is told how many bytes more the request is going to take, before they are read; it may refuse them.
 
     It goes into one buffer of the declared length: `Request.body` keeps every chunk and joins them,
     which costs three times as much on bodies of many megabytes.
@@ -80,12 +103,14 @@ async def read_body(request: Request, limit: int, deadline: Deadline) -> bytearr
     """
     declared = int(request.headers.get("content-length", 0))
     _check_size(declared, limit)
+    hold(declared)
     body = bytearray(declared)
     at = 0
     try:
         async with asyncio.timeout(deadline.left):
             async for chunk in request.stream():
                 _check_size(at + len(chunk), limit)
+                hold(max(0, at + len(chunk) - len(body)))
                 body[at : at + len(chunk)] = chunk  # grows the buffer where no length was declared
                 at += len(chunk)
     except TimeoutError:
@@ -96,7 +121,9 @@ async def read_body(request: Request, limit: int, deadline: Deadline) -> bytearr
         return body
     if encoding not in ("gzip", "deflate"):
         raise RequestError(f"Content-Encoding {encoding!r:.40} is not known here: use gzip or deflate")
-    return await asyncio.to_thread(_inflate, body, limit)
+    plain = await asyncio.to_thread(_inflate, body, limit)
+    hold(max(0, len(plain) - len(body)))
+    return plain
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -18,9 +18,12 @@ from rewardzoo.clients import wire
 from rewardzoo.errors import ItemError, RequestError
 from rewardzoo.services.batcher import Item
 from rewardzoo.services.exchange import Deadline, read_body, unless_gone
+from rewardzoo.services.workers import Encoded
 
 if TYPE_CHECKING:
+    from rewardzoo.rewards import Outcome
     from rewardzoo.services.host import Host
+    from rewardzoo.services.hosted import HostedReward
 
 _MAX_FILES = 10_000
 T = TypeVar("T")
@@ -31,7 +34,7 @@ class ScoreForm(IODescriptor):  # type: ignore[misc]  # BentoML exports it untyp
 
     images: list[Path] = Field(description="PNG, JPEG or WebP files")
     prompts: list[str] = Field(description="a JSON list, one prompt an image")
-    reward: str = Field(description="a reward that is served here, e.g. hpsv2:mini")
+    reward: str = Field(description="a reward that is served here, e.g. hpsv2:mini, or several joined by +")
     metadata: list[dict[str, Any]] = Field([], description="optional, a JSON list, one object an image")
 
     @classmethod
@@ -46,7 +49,7 @@ class ScoreForm(IODescriptor):  # type: ignore[misc]  # BentoML exports it untyp
 
 
 class ScoreReply(IODescriptor):  # type: ignore[misc]
-    """What `score` answers."""
+    """What `score` answers; to several rewards `{"rewards": {name: one of these}}`."""
 
     reward: str
     scores: list[float | None] = Field(description="one an image, null where it failed")
@@ -62,11 +65,18 @@ async def score_form(request: Request, host: Host) -> Response:
         RequestError: not such a form, or not one prompt, or one metadata, an image.
         NotServedError, and what the batcher and the body raise.
     """
-    deadline = Deadline(host.config.timeout)
-    body = await read_body(request, host.config.max_body, deadline)
+    deadline = Deadline.of(request, host.config.timeout)
+    with host.admission.enter() as hold:
+        body = await read_body(request, host.config.max_body, deadline, hold)
+        host.observer.received(len(body))
+        return await _score(request, host, body, deadline)
+
+
+async def _score(request: Request, host: Host, body: bytes | bytearray, deadline: Deadline) -> Response:
     form = await _parse(request, body)
     try:
-        reward = host.find(_text(form, "reward"))
+        name = _text(form, "reward")
+        rewards = host.find_all(name)
         images = await _files(form, "images")
         prompts = _list(form, "prompts", str, '["a cat"]')
         metadata = _list(form, "metadata", dict, '[{"step": 3}]') if form.get("metadata") else []
@@ -77,17 +87,25 @@ async def score_form(request: Request, host: Host) -> Response:
     if metadata and len(images) != len(metadata):
         raise RequestError(f"{len(images)} images and {len(metadata)} metadata: send one an image, or none")
     notes = metadata or [{}] * len(images)
-    items = [make_item(*parts) for parts in zip(images, prompts, notes, strict=True)]
-    outcomes = await unless_gone(request, reward.score(items, deadline.left))
-    return JSONResponse(
-        {
-            "reward": reward.model.name,
-            "scores": [None if isinstance(o, ItemError) else o.value for o in outcomes],
-            "errors": {i: str(o) for i, o in enumerate(outcomes) if isinstance(o, ItemError)},
-            "details": [{} if isinstance(o, ItemError) else o.details for o in outcomes],
-            "provenance": reward.model.provenance(),
-        }
-    )
+    shared: Sequence[bytes | Encoded] = images
+    if len(rewards) > 1:
+        shared = [Encoded(image, len(rewards), host.shelf) for image in images]
+    items = [make_item(*parts) for parts in zip(shared, prompts, notes, strict=True)]
+    outcomes = await unless_gone(request, host.score(rewards, items, deadline))
+    replies = [_reply(*found) for found in zip(rewards, outcomes, strict=True)]
+    if len(replies) == 1:
+        return JSONResponse(replies[0])
+    return JSONResponse({"rewards": {reply["reward"]: reply for reply in replies}})
+
+
+def _reply(reward: HostedReward, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    return {
+        "reward": reward.name,
+        "scores": [None if isinstance(o, ItemError) else o.value for o in outcomes],
+        "errors": {i: str(o) for i, o in enumerate(outcomes) if isinstance(o, ItemError)},
+        "details": [{} if isinstance(o, ItemError) else o.details for o in outcomes],
+        "provenance": reward.provenance(),
+    }
 
 
 async def _parse(request: Request, body: bytes | bytearray) -> FormData:
@@ -132,7 +150,7 @@ def _list(form: FormData, name: str, kind: type[T], example: str) -> list[T]:
     return values
 
 
-def make_item(image: bytes, prompt: str, metadata: Mapping[str, Any]) -> Item | ItemError:
+def make_item(image: bytes | Encoded, prompt: str, metadata: Mapping[str, Any]) -> Item | ItemError:
     """Return what is to be scored, or why it cannot be."""
     try:
         wire.check_prompt(prompt)

@@ -1,111 +1,78 @@
-"""The rewards of one server: each a model on its device with a batcher in front."""
+"""The rewards of one server, and what they share: the device, threads, limits, memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-
-from rewardzoo.clients import wire
-from rewardzoo.clients.images import decode_image
-from rewardzoo.errors import ItemError, NotServedError, UnavailableError
-from rewardzoo.services.batcher import Batcher, Item
+from rewardzoo.errors import NotServedError, RequestError, UnavailableError
+from rewardzoo.services.capacity import Admission
 from rewardzoo.services.config import ServeConfig
+from rewardzoo.services.device import Device
+from rewardzoo.services.hosted import HostedReward
+from rewardzoo.services.observer import Observer, Silent
+from rewardzoo.services.pool import Pool, free
+from rewardzoo.services.queue import Item
+from rewardzoo.services.workers import Encoded, Shelf, Workers
 
 if TYPE_CHECKING:
-    from rewardzoo.rewards import Batch, Outcome, RewardModel, Score
+    from rewardzoo.errors import ItemError
+    from rewardzoo.rewards import Outcome, RewardModel, Variant
+    from rewardzoo.services.exchange import Deadline
 
+__all__ = ["Host", "HostedReward", "Load", "Resolve"]
+
+logger = logging.getLogger(__name__)
 Load = Callable[..., "RewardModel"]
 """As `rewardzoo.rewards.load`."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    batch: Batch
-    rows: Sequence[int]
-    errors: Mapping[int, ItemError]
-
-
-class HostedReward:
-    """A loaded model and the batcher that feeds it."""
-
-    def __init__(self, model: RewardModel, config: ServeConfig) -> None:
-        self.model = model
-        self.scored = 0
-        """Items answered since the start, failed ones too."""
-        self.batcher: Batcher[_Prepared, Score] = Batcher(
-            self._prepare,
-            self._run,
-            max_batch=model.spec.max_batch,
-            window=config.window_ms / 1e3,
-            max_queue=config.max_queue,
-        )
-
-    @property
-    def ready(self) -> bool:
-        """Whether it takes requests now."""
-        return self.batcher.failure is None
-
-    @property
-    def waiting(self) -> int:
-        """How many items stand in its queue."""
-        return self.batcher.waiting
-
-    async def score(self, items: Sequence[Item | ItemError], timeout: float) -> list[Outcome]:
-        """Score the items; errors stay in their places. Raises as `Batcher.submit`."""
-        wanted = [i for i in items if isinstance(i, Item)]
-        scored = iter(await self.batcher.submit(wanted, timeout))
-        self.scored += len(wanted)
-        return [next(scored) if isinstance(item, Item) else item for item in items]
-
-    def _prepare(self, items: Sequence[Item]) -> _Prepared:
-        images, rows = [], []
-        errors: dict[int, ItemError] = {}
-        for i, item in enumerate(items):
-            try:
-                images.append(decode_image(item.image) if isinstance(item.image, bytes) else item.image)
-                rows.append(i)
-            except ItemError as error:
-                errors[i] = error
-        wanted = [items[i] for i in rows]
-        batch = self.model.prepare(images, [i.prompt for i in wanted], [i.metadata for i in wanted])
-        return _Prepared(batch, rows, errors)
-
-    def _run(self, prepared: _Prepared) -> list[Outcome]:
-        outcomes: dict[int, Outcome] = dict(prepared.errors)
-        try:
-            found = self.model.run(prepared.batch)
-        except torch.AcceleratorError as error:
-            # The CUDA context is gone for good, so trying the items one by one would fail them all.
-            raise UnavailableError(f"the device of {self.model.name} is lost, restart the server") from error
-        outcomes.update(zip(prepared.rows, map(_plain, found), strict=True))
-        return [outcomes[i] for i in range(len(outcomes))]
-
-
-def _plain(outcome: Outcome) -> Outcome:
-    if isinstance(outcome, ItemError) or not outcome.details:
-        return outcome
-    try:
-        return replace(outcome, details=wire.plain(outcome.details))
-    except ItemError as error:
-        return error
+Resolve = Callable[[str], "tuple[type[RewardModel], Variant]"]
+"""As `rewardzoo.rewards.resolve`."""
+_SHELF = 256 * 2**20
+_MAX_TOGETHER = 16
 
 
 class Host:
     """All rewards of a server, by full name."""
 
-    def __init__(self, config: ServeConfig, models: Sequence[RewardModel]) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        *,
+        observer: Observer | None = None,
+        on_lost: Callable[[UnavailableError], None] = lambda _: None,
+    ) -> None:
         self.config = config
-        self.rewards = {model.name: HostedReward(model, config) for model in models}
+        self.observer: Observer = observer or Silent()
+        self.device = Device(on_lost)
+        self.workers = Workers(config.threads)
+        self.shelf = Shelf(_SHELF)
+        self.admission = Admission(config.max_queue_mb * 2**20)
+        self.pool = Pool(config, self.device, self.workers, self.observer)
+        self.rewards: dict[str, HostedReward] = {}
+        self._started = False
 
     @classmethod
-    def load(cls, config: ServeConfig, default: Sequence[str], load: Load) -> Host:
-        """Load the rewards of the config, or `default` where it has none.
+    def load(
+        cls,
+        config: ServeConfig,
+        default: Sequence[str],
+        load: Load,
+        resolve: Resolve,
+        *,
+        observer: Observer | None = None,
+        on_lost: Callable[[UnavailableError], None] = lambda _: None,
+    ) -> Host:
+        """Make the host of the config's rewards, or of `default` where it has none.
+
+        They are loaded now, in their order, as long as they fit into the memory that the config allows; where
+        the config is lazy, the pinned ones only.
 
         Raises:
-            ValueError: neither names a reward.
+            ValueError: neither names a reward, or an option names one that is not among them.
             UnknownRewardError, WeightsError: as `rewardzoo.rewards.load`.
         """
         names = config.rewards or default
@@ -113,14 +80,45 @@ class Host:
             raise ValueError(
                 "no rewards to serve: set REWARDZOO_REWARDS, e.g. to hpsv2:mini,imagereward:mini"
             )
-        if unused := sorted(config.weights.keys() - set(names)):
-            raise ValueError(f"REWARDZOO_WEIGHTS names {unused}, but the rewards are {list(names)}")
-        return cls(config, [load(n, device=config.device, weights=config.weights.get(n)) for n in names])
+        for option, given in (("WEIGHTS", config.weights), ("PINNED", config.pinned)):
+            if unused := sorted(set(given) - set(names)):
+                raise ValueError(f"REWARDZOO_{option} names {unused}, but the rewards are {list(names)}")
+        host = cls(config, observer=observer, on_lost=on_lost)
+        for name in names:
+            kind, variant = resolve(name)
+            read = partial(load, name, device=config.device, weights=config.weights.get(name))
+            full = f"{kind.spec.name}:{variant.name}"
+            pinned = name in config.pinned
+            host.rewards[full] = HostedReward(full, kind.spec, variant, read, host.pool, pinned)
+        host.pool.rewards = list(host.rewards.values())
+        host._load_now()
+        return host
+
+    def _load_now(self) -> None:
+        began_all = time.monotonic()
+        for reward in sorted(self.rewards.values(), key=lambda reward: not reward.pinned):
+            if self.config.lazy and not reward.pinned:
+                continue
+            began = time.monotonic()
+            model = reward.read()
+            if not self.pool.fits(model):
+                if reward.pinned:
+                    need = f"{model.nbytes / 2**30:.2f} GiB beside what is loaded"
+                    raise ValueError(f"{reward.name} is pinned and needs {need}: raise REWARDZOO_MEMORY_GB")
+                logger.warning("%s does not fit beside the others: it is loaded when asked for", reward.name)
+                reward.nbytes = model.nbytes
+                del model
+                free()
+                continue
+            self.pool.put(reward, model)
+            self.observer.loaded(reward.name, time.monotonic() - began)
+        # What a caller is told to wait when this process has to be replaced.
+        self.device.restart_after = 5 + time.monotonic() - began_all
 
     @property
     def ready(self) -> bool:
-        """Whether every reward takes requests now."""
-        return all(reward.ready for reward in self.rewards.values())
+        """Whether requests are taken: those for rewards that are not loaded load them."""
+        return self._started and self.device.failure is None
 
     def find(self, name: str) -> HostedReward:
         """Return the reward called `name`; a bare family means its one released variant here.
@@ -133,7 +131,7 @@ class Host:
         released = [
             reward
             for reward in self.rewards.values()
-            if reward.model.spec.name == name and not reward.model.variant.is_mini
+            if reward.spec.name == name and not reward.variant.is_mini
         ]
         if len(released) != 1:
             raise NotServedError(
@@ -141,12 +139,48 @@ class Host:
             )
         return released[0]
 
+    def find_all(self, names: str) -> list[HostedReward]:
+        """Return the rewards of a name, or of several joined by `+`, in their order.
+
+        Raises:
+            NotServedError: as `find`.
+            RequestError: too many, or one of them twice.
+        """
+        parts = names.split("+")
+        if len(parts) > _MAX_TOGETHER:
+            raise RequestError(f"{len(parts)} rewards in one request, the limit is {_MAX_TOGETHER}")
+        rewards = [self.find(part) for part in parts]
+        if len(set(rewards)) < len(rewards):
+            raise RequestError(f"a reward is named twice in {names!r:.200}: name each once")
+        return rewards
+
+    async def score(
+        self, rewards: Sequence[HostedReward], items: Sequence[Item | ItemError], deadline: Deadline
+    ) -> list[list[Outcome]]:
+        """Score the items with each of the rewards: one list a reward. Raises as `HostedReward.score`.
+
+        Where one of the rewards cannot answer, all of it fails.
+        """
+        tasks = [asyncio.create_task(reward.score(items, deadline.left)) for reward in rewards]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.shelf.drop(i.image for i in items if isinstance(i, Item) and isinstance(i.image, Encoded))
+
     async def start(self) -> None:
-        """Start the batchers; `ready` from here on."""
+        """Warm up and start what is loaded; `ready` from here on."""
+        self.device.start()
         for reward in self.rewards.values():
-            reward.batcher.start()
+            if reward.loaded_model is not None:
+                await self.pool.open(reward)
+        self._started = True
 
     async def stop(self) -> None:
-        """Stop the batchers; callers that wait get an `UnavailableError`."""
-        for reward in self.rewards.values():
-            await reward.batcher.stop()
+        """Stop everything; callers that wait get an `UnavailableError`."""
+        self._started = False
+        await self.pool.close()
+        await self.device.stop()
+        self.workers.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,21 +13,22 @@ from rewardzoo.clients import wire
 from rewardzoo.clients.wire import Chunk, Message, Tensor, WireError
 from rewardzoo.errors import ItemError
 from rewardzoo.services.batcher import Item
+from rewardzoo.services.workers import Encoded, Shelf
 
 if TYPE_CHECKING:
-    from rewardzoo.rewards import Outcome, RewardModel
+    from rewardzoo.rewards import Outcome
+    from rewardzoo.services.hosted import HostedReward
 
 VERSION = "1"
 OUTPUTS = (wire.SCORES, wire.ERRORS, wire.DETAILS)
 """What every reward answers with; each of them only where a request that names some names it."""
 
 
-def metadata(model: RewardModel) -> dict[str, Any]:
-    """Return the model metadata of the protocol, with what is known of the reward as parameters."""
-    spec = model.spec
-    low, high = spec.score_range
+def metadata(rewards: Sequence[HostedReward]) -> dict[str, Any]:
+    """Return the model metadata of the protocol, with what is known of the rewards as parameters."""
+    shape = [-1] if len(rewards) == 1 else [-1, len(rewards)]
     return {
-        "name": model.name,
+        "name": joined(rewards),
         "versions": [VERSION],
         "platform": "rewardzoo",
         "inputs": [
@@ -45,25 +47,45 @@ def metadata(model: RewardModel) -> dict[str, Any]:
             },
         ],
         "outputs": [
-            {"name": wire.SCORES, "datatype": "FP32", "shape": [-1]},
-            {"name": wire.ERRORS, "datatype": "BYTES", "shape": [-1]},
-            {"name": wire.DETAILS, "datatype": "BYTES", "shape": [-1]},
+            {"name": wire.SCORES, "datatype": "FP32", "shape": shape},
+            {"name": wire.ERRORS, "datatype": "BYTES", "shape": shape},
+            {"name": wire.DETAILS, "datatype": "BYTES", "shape": shape},
         ],
-        "parameters": {
-            **model.provenance(),
-            "title": spec.title,
-            "paper": spec.paper,
-            "weights_license": model.variant.weights_license,
-            "score_low": low,
-            "score_high": high,
-            "higher_is_better": spec.higher_is_better,
-            "max_batch": spec.max_batch,
-        },
+        "parameters": _about(rewards[0]) if len(rewards) == 1 else _provenance(rewards),
     }
 
 
-def read_items(message: Message) -> list[Item | ItemError]:
+def joined(rewards: Sequence[HostedReward]) -> str:
+    """Return the name of rewards that score together."""
+    return "+".join(reward.name for reward in rewards)
+
+
+def _about(reward: HostedReward) -> dict[str, Any]:
+    spec = reward.spec
+    low, high = spec.score_range
+    return {
+        **reward.provenance(),
+        "title": spec.title,
+        "paper": spec.paper,
+        "weights_license": reward.variant.weights_license,
+        "score_low": low,
+        "score_high": high,
+        "higher_is_better": spec.higher_is_better,
+        "max_batch": spec.max_batch,
+    }
+
+
+def _provenance(rewards: Sequence[HostedReward]) -> dict[str, Any]:
+    if len(rewards) == 1:
+        return dict(rewards[0].provenance())
+    # The protocol's parameters are scalars.
+    return {"provenance": json.dumps({reward.name: reward.provenance() for reward in rewards})}
+
+
+def read_items(message: Message, rewards: int = 1, shelf: Shelf | None = None) -> list[Item | ItemError]:
     """Return what a request asks to be scored; an item that cannot be is an error in its place.
+
+    Encoded images that so many rewards score are shared by way of `shelf`.
 
     Raises:
         WireError: a tensor is missing, unknown, or of the wrong datatype or shape.
@@ -84,32 +106,40 @@ def read_items(message: Message) -> list[Item | ItemError]:
             raise WireError(
                 f"{name!r} has {len(tensor)} items, {wire.PROMPTS!r} {len(prompts)}: give one each"
             )
-    return [_item(*parts) for parts in zip(images, prompts, extras, strict=True)]
+    shared: Any = images
+    if rewards > 1 and images.dtype == object:
+        shared = [Encoded(image, rewards, shelf) for image in images]
+    return [_item(*parts) for parts in zip(shared, prompts, extras, strict=True)]
 
 
 def write_answer(
-    message: Message, model: RewardModel, outcomes: Sequence[Outcome]
+    message: Message, rewards: Sequence[HostedReward], outcomes: Sequence[Sequence[Outcome]]
 ) -> tuple[list[Chunk], int | None]:
     """Return the body of the answer and the length of its JSON, None when all of it is JSON.
+
+    `outcomes` has what each reward made of the items: the outputs are [N,R], or [N] for one reward.
 
     Raises:
         WireError: the request asks for an output that does not exist.
     """
     wanted = wire.requested_outputs(message.header, OUTPUTS)
+    flat = [outcome for row in zip(*outcomes, strict=True) for outcome in row]
     tensors = {
         wire.SCORES: np.array(
-            [math.nan if isinstance(o, ItemError) else o.value for o in outcomes], dtype=np.float32
+            [math.nan if isinstance(o, ItemError) else o.value for o in flat], dtype=np.float32
         ),
-        wire.ERRORS: wire.bytes_tensor([str(o) if isinstance(o, ItemError) else "" for o in outcomes]),
+        wire.ERRORS: wire.bytes_tensor([str(o) if isinstance(o, ItemError) else "" for o in flat]),
         wire.DETAILS: wire.bytes_tensor(
-            ["" if isinstance(o, ItemError) else wire.encode_object(o.details) for o in outcomes]
+            ["" if isinstance(o, ItemError) else wire.encode_object(o.details) for o in flat]
         ),
     }
+    if len(rewards) > 1:
+        tensors = {name: tensor.reshape(-1, len(rewards)) for name, tensor in tensors.items()}
     header = {
-        "model_name": model.name,
+        "model_name": joined(rewards),
         "model_version": VERSION,
         **({"id": message.header["id"]} if "id" in message.header else {}),
-        "parameters": model.provenance(),
+        "parameters": _provenance(rewards),
     }
     binary = [name for name, is_binary in wanted.items() if is_binary]
     body, length = wire.encode(header, {name: tensors[name] for name in wanted}, key="outputs", binary=binary)

@@ -5,30 +5,43 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import bentoml
 from starlette.responses import Response
 
+from rewardzoo.errors import UnavailableError
 from rewardzoo.services.config import MAX_TIMEOUT, ServeConfig
 from rewardzoo.services.exchange import answer
 from rewardzoo.services.form import ScoreForm, ScoreReply, score_form
 from rewardzoo.services.front import Login, Page, Pages
 from rewardzoo.services.gate import Gate
+from rewardzoo.services.observer import Silent
 from rewardzoo.services.routes import make_app
 
 if TYPE_CHECKING:
-    from rewardzoo.services.host import Load
+    from rewardzoo.services.host import Load, Resolve
 
 logger = logging.getLogger(__name__)
 
 
-def make_service(name: str, rewards: Sequence[str] = (), *, load: Load | None = None) -> bentoml.Service[Any]:
+_FAREWELL = 1.0  # seconds that answers have to leave before the process ends
+_LOST = 70  # exit status, EX_SOFTWARE of sysexits.h
+
+
+def make_service(
+    name: str,
+    rewards: Sequence[str] = (),
+    *,
+    load: Load | None = None,
+    resolve: Resolve | None = None,
+) -> bentoml.Service[Any]:
     """Return a BentoML service that hosts the rewards of its `ServeConfig`, or else `rewards`.
 
     The config is read and weights are loaded when BentoML makes the service's instance, and it is
-    ready only after that. `load` is for tests; it stands in for `rewardzoo.rewards.load`.
+    ready only after that. `load` and `resolve` are for tests; they stand in for those of `rewardzoo.rewards`.
     """
     app = make_app()
     page = Page(app.state)
@@ -38,13 +51,20 @@ def make_service(name: str, rewards: Sequence[str] = (), *, load: Load | None = 
 
         def __init__(self) -> None:
             # Here, because BentoML's supervisor imports this module too and has no use for torch.
-            from rewardzoo.rewards import load as load_reward
+            from rewardzoo import rewards as zoo
             from rewardzoo.services.host import Host
 
             try:
                 config = ServeConfig()
                 page.switch(config)
-                self.host = app.state.host = Host.load(config, rewards, load or load_reward)
+                self.host = app.state.host = Host.load(
+                    config,
+                    rewards,
+                    load or zoo.load,
+                    resolve or zoo.resolve,
+                    observer=Silent(),
+                    on_lost=_end_process,
+                )
             except Exception as error:
                 _give_up(error)
                 raise
@@ -87,5 +107,20 @@ def make_service(name: str, rewards: Sequence[str] = (), *, load: Load | None = 
 def _give_up(error: Exception) -> None:
     """End the whole server: BentoML's supervisor would start the failing worker for ever."""
     logger.critical("cannot serve: %s", error)
-    if bentoml.server_context.worker_index is not None:  # else this is not a worker of a supervisor
+    if _is_supervised():
         os.kill(os.getppid(), signal.SIGTERM)
+
+
+def _end_process(error: UnavailableError) -> None:
+    """End this process, whose device is lost: its supervisor starts a new one.
+
+    At once, after a moment for the answers: no handler could do anything in a broken CUDA context but hang.
+    """
+    if _is_supervised():
+        logger.critical("ends with status %d: %s", _LOST, error)
+        # A thread of its own, in case that the event loop hangs.
+        threading.Timer(_FAREWELL, os._exit, (_LOST,)).start()
+
+
+def _is_supervised() -> bool:
+    return bentoml.server_context.worker_index is not None

@@ -89,6 +89,10 @@ def load_fake(name: str, **_: object) -> FakeReward:
     return FakeReward(variant)
 
 
+def resolve_fake(name: str) -> tuple[type[FakeReward], Variant]:
+    return FakeReward, load_fake(name).variant
+
+
 @pytest.fixture
 def model() -> FakeReward:
     return load_fake("fake:v1")
@@ -119,7 +123,7 @@ def make_app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         for key, value in {"rewards": "fake:v1", "ui": "off", **settings}.items():
             monkeypatch.setenv(f"REWARDZOO_{key.upper()}", str(value))
         load = (lambda *_, **__: model) if model is not None else load_fake
-        return make_service("Test", load=load).to_asgi()
+        return make_service("Test", load=load, resolve=resolve_fake).to_asgi()
 
     return make
 
