@@ -39,11 +39,15 @@ class Device:
     all later work gets. `on_lost` is then called, on the event loop.
     """
 
-    def __init__(self, on_lost: Callable[[UnavailableError], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        on_lost: Callable[[UnavailableError], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.failure: UnavailableError | None = None
         self.restart_after = 15.0
         """Seconds that a caller is told to wait for a new process."""
-        self._on_lost = on_lost
+        self._on_lost, self._clock = on_lost, clock
         self._changed = threading.Condition()
         self._waiting: dict[str, deque[_Turn]] = defaultdict(deque)
         self._used: dict[str, float] = defaultdict(float)
@@ -97,10 +101,10 @@ class Device:
         while (turn := self._next()) is not None:
             user, work, result = turn
             if result.set_running_or_notify_cancel():
-                began = time.monotonic()
+                began = self._clock()
                 self._do(work, result)
                 del work, turn  # what they hold is the device's memory
-                self._used[user] += time.monotonic() - began
+                self._used[user] += self._clock() - began
             with self._changed:
                 self._running = None
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -76,6 +75,14 @@ def _plain(outcome: Outcome) -> Outcome:
 
 
 @dataclass(eq=False)
+class Loading:
+    """A load under way, or the last one: its task, and how many requests wait for it or just have."""
+
+    task: asyncio.Task[None]
+    waiters: int = 0
+
+
+@dataclass(eq=False)
 class HostedReward:
     """A reward that a server has, loaded or not. `pool` loads it when it is asked for.
 
@@ -102,8 +109,9 @@ class HostedReward:
     loaded_model: RewardModel | None = None
     loaded_batcher: Batcher[Part, Batch, Score] | None = None
     _provenance: Mapping[str, str] = field(default_factory=dict)
+    loaded_by: Loading | None = None
     _active: int = 0
-    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    _left: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def model(self) -> RewardModel:
@@ -148,8 +156,8 @@ class HostedReward:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody uses it now."""
-        return self._active == 0
+        """Whether nobody uses it now, nor is about to, having waited for it to be loaded."""
+        return self._active == 0 and (self.loaded_by is None or self.loaded_by.waiters == 0)
 
     def provenance(self) -> dict[str, str]:
         """What its scores rest on. Before it was loaded for the first time, only what the spec says."""
@@ -166,34 +174,35 @@ class HostedReward:
     async def score(self, items: Sequence[Item | ItemError], timeout: float) -> list[Outcome]:
         """Score the items, loading the model first where need be; errors stay in their places.
 
-        Raises as `Batcher.submit` and `Pool.ready`.
+        Raises as `Batcher.submit` and `Pool.using`.
         """
         deadline = Deadline(timeout)
-        await self.pool.ready(self, deadline)
-        with self.used():
+        async with self.pool.using(self, deadline):
             wanted = [item for item in items if isinstance(item, Item)]
             costs = await self._costs(wanted)
             scored = iter(await self.batcher.submit(wanted, deadline.left, costs))
             self.scored += len(wanted)
             return [next(scored) if isinstance(item, Item) else item for item in items]
 
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        """Keep it from being evicted meanwhile."""
+    def enter(self) -> None:
+        """Begin to use it: it is not evicted before `leave`."""
         self._active += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._active -= 1
-            self.last_used = time.monotonic()
-            if not self._active:
-                self._idle.set()
+
+    def leave(self) -> None:
+        """End to use it."""
+        self._active -= 1
+        self.last_used = time.monotonic()
+        self.stir()
+
+    def stir(self) -> None:
+        """Have `drained` look again."""
+        self._left.set()
 
     async def drained(self) -> None:
-        """Wait until nobody uses it."""
-        while self._active:
-            await self._idle.wait()
+        """Wait until it is idle."""
+        while not self.idle:
+            self._left.clear()
+            await self._left.wait()
 
     async def _costs(self, items: Sequence[Item]) -> list[int] | None:
         if self.spec.max_batch_cost is None:

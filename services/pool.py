@@ -6,13 +6,15 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rewardzoo.errors import DeadlineError, NotServedError, UnavailableError
 from rewardzoo.services.batcher import Batcher
 from rewardzoo.services.device import Device, empty_cache, is_out_of_memory
-from rewardzoo.services.hosted import HostedReward, Scoring
+from rewardzoo.services.hosted import HostedReward, Loading, Scoring
 from rewardzoo.services.observer import Observer
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ class Pool:
         self.budget = None if config.memory_gb is None else int(config.memory_gb * 2**30)
         self.rewards: Sequence[HostedReward] = []
         self._one_at_a_time = asyncio.Lock()
-        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._loading: dict[str, Loading] = {}
+        self._closed = False
 
     @property
     def used(self) -> int:
@@ -48,27 +51,39 @@ class Pool:
         """Whether there is room for a model beside those that are loaded."""
         return self.budget is None or self.used + model.nbytes <= self.budget
 
-    async def ready(self, reward: HostedReward, deadline: Deadline) -> None:
-        """Wait until a reward is ready, loading it where need be.
+    @asynccontextmanager
+    async def using(self, reward: HostedReward, deadline: Deadline) -> AsyncIterator[None]:
+        """Have a reward loaded, and keep it from being evicted meanwhile.
 
         Raises:
             NotServedError: it was unloaded by request.
-            DeadlineError: it was not ready in time.
+            DeadlineError: it was not loaded in time.
             UnavailableError: it cannot be loaded, or the device is lost.
         """
-        while not reward.ready:
-            if reward.loaded_batcher is not None and reward.loaded_batcher.failure is not None:
-                raise reward.loaded_batcher.failure
-            if not reward.wanted:
-                raise NotServedError(
-                    f"{reward.name} was unloaded: POST /v2/repository/models/{reward.name}/load undoes it"
-                )
-            try:
-                async with asyncio.timeout(deadline.left):
-                    # Shielded, because others may wait for it too.
-                    await asyncio.shield(self._load_task(reward))
-            except TimeoutError:
-                raise DeadlineError(f"{reward.name} was not loaded yet when the time was up") from None
+        if not reward.ready:
+            await self._wait_loaded(reward, deadline)
+        reward.enter()  # without an await before it: nobody can evict it in between
+        try:
+            yield
+        finally:
+            reward.leave()
+
+    async def _wait_loaded(self, reward: HostedReward, deadline: Deadline) -> None:
+        self._check_open()
+        if not reward.wanted:
+            raise NotServedError(
+                f"{reward.name} was unloaded: POST /v2/repository/models/{reward.name}/load undoes it"
+            )
+        loading = self._begin(reward)
+        loading.waiters += 1
+        try:
+            async with asyncio.timeout(deadline.left):
+                await asyncio.shield(loading.task)  # others may wait for it too
+        except TimeoutError:
+            raise DeadlineError(f"{reward.name} was not loaded yet when the time was up") from None
+        finally:
+            loading.waiters -= 1
+            reward.stir()
 
     async def load(self, reward: HostedReward) -> None:
         """Load a reward by request.
@@ -77,10 +92,9 @@ class Pool:
             UnavailableError: it cannot be loaded.
         """
         reward.wanted = True
-        while not reward.ready:
-            if self.device.failure is not None:
-                raise self.device.failure
-            await asyncio.shield(self._load_task(reward))
+        self._check_open()
+        if not reward.ready:
+            await asyncio.shield(self._begin(reward).task)
 
     async def unload(self, reward: HostedReward) -> None:
         """Give a reward up by request, once it has finished what it was asked."""
@@ -123,47 +137,65 @@ class Pool:
 
     async def close(self) -> None:
         """Stop everything; callers that wait get an `UnavailableError`."""
-        for task in self._loading.values():
-            task.cancel()
-        await asyncio.gather(*self._loading.values(), return_exceptions=True)
+        self._closed = True
+        await asyncio.gather(*(loading.task for loading in self._loading.values()), return_exceptions=True)
         for reward in self.rewards:
             if reward.loaded_batcher is not None:
                 await reward.loaded_batcher.stop()
+
+    def _check_open(self) -> None:
+        if self.device.failure is not None:
+            raise self.device.failure
+        if self._closed:
+            raise UnavailableError("the server is stopping")
 
     def _warms_up(self, model: RewardModel) -> bool:
         wanted = self.config.warm_up
         return model.device.type == "cuda" if wanted is None else wanted
 
-    def _load_task(self, reward: HostedReward) -> asyncio.Task[None]:
-        task = self._loading.get(reward.name)
-        if task is None:
-            task = self._loading[reward.name] = asyncio.create_task(self._load(reward))
-            task.add_done_callback(lambda _: self._loading.pop(reward.name))
-        return task
+    def _begin(self, reward: HostedReward) -> Loading:
+        loading = self._loading.get(reward.name)
+        if loading is None:
+            task = asyncio.create_task(self._load(reward))
+            loading = self._loading[reward.name] = Loading(task)
+            task.add_done_callback(partial(self._loaded, reward.name))
+        return loading
+
+    def _loaded(self, name: str, task: asyncio.Task[None]) -> None:
+        del self._loading[name]
+        if not task.cancelled():
+            task.exception()  # told already: without this, asyncio complains where nobody waits any more
 
     async def _load(self, reward: HostedReward) -> None:
         async with self._one_at_a_time:
-            if reward.ready:
-                return
-            reward.state, reward.reason = "LOADING", "it is being loaded"
             began = time.monotonic()
-            try:
-                await self._make_room(reward, reward.nbytes)
-                model = await self._read(reward)
+            if not reward.wanted:  # since this was begun
+                raise UnavailableError(f"{reward.name} was unloaded")
+            if not reward.ready:
+                reward.state, reward.reason = "LOADING", "it is being loaded"
                 try:
-                    await self._make_room(reward, model.nbytes)
-                except UnavailableError:
-                    del model
-                    free()
-                    raise
-                self.put(reward, model)
-                await self.open(reward)
-            except Exception as error:
-                logger.warning("cannot load %s", reward.name, exc_info=error)
-                reward.loaded_model = None
-                reward.state, reward.reason = "UNAVAILABLE", f"cannot be loaded: {error}"
-                raise UnavailableError(f"{reward.name} cannot be loaded: {error}", _RETRY_AFTER) from error
-            self.observer.loaded(reward.name, time.monotonic() - began)
+                    await self._fill(reward)
+                except Exception as error:
+                    logger.warning("cannot load %s", reward.name, exc_info=error)
+                    reward.loaded_model = None
+                    reward.state, reward.reason = "UNAVAILABLE", f"cannot be loaded: {error}"
+                    raise UnavailableError(f"{reward.name} {reward.reason}", _RETRY_AFTER) from error
+                self.observer.loaded(reward.name, time.monotonic() - began)
+            # Who waited gets a turn before it can be evicted again.
+            reward.loaded_by = self._loading[reward.name]
+
+    async def _fill(self, reward: HostedReward) -> None:
+        await self._make_room(reward, reward.nbytes)
+        model = await self._read(reward)
+        self._check_open()
+        try:
+            await self._make_room(reward, model.nbytes)
+        except UnavailableError:
+            del model
+            free()
+            raise
+        self.put(reward, model)
+        await self.open(reward)
 
     async def _read(self, reward: HostedReward) -> RewardModel:
         while True:

@@ -94,6 +94,12 @@ def resolve_fake(name: str) -> tuple[type[FakeReward], Variant]:
 
 
 @pytest.fixture
+def make_model() -> Callable[[str], FakeReward]:
+    """Make the fake reward of a name."""
+    return load_fake
+
+
+@pytest.fixture
 def model() -> FakeReward:
     return load_fake("fake:v1")
 

@@ -336,6 +336,18 @@ def test_a_request_past_its_deadline_is_504(serving: Any, model: Any) -> None:
     assert "0 of 1 items" in error
 
 
+def test_a_caller_can_ask_for_less_time(serving: Any, model: Any) -> None:
+    model.go.clear()
+    with serving(model) as client:
+        status, error = refusal(client, request(pixels(0), ["a"]), **{"Request-Timeout": "0.2"})
+        assert status == 504
+        assert "0 of 1 items" in error
+        status, error = refusal(client, request(pixels(0), ["a"]), **{"Request-Timeout": "soon"})
+        assert status == 400
+        assert "got 'soon'" in error
+        model.go.set()
+
+
 def test_an_unexpected_failure_is_500_with_an_id_and_no_traceback(
     serving: Any, model: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -354,6 +366,9 @@ def test_a_lost_device_turns_the_server_unready(serving: Any, model: Any) -> Non
         status, error = refusal(client, request(pixels(0, 1), ["a", "b"]))
         assert status == 503
         assert "restart the server" in error
+        response = client.post(URL, content=b"")
+        assert response.status_code == 503
+        assert int(response.headers["Retry-After"]) >= 5
         assert client.get("/v2/health/ready").status_code == 503
         assert client.get("/v2/models/fake:v1/ready").status_code == 503
         assert client.post("/v2/repository/index").json()[0]["state"] == "UNAVAILABLE"
