@@ -100,6 +100,8 @@ def _dtype(tensor: Tensor, floats: torch.dtype) -> torch.dtype:
 
 def split(costs: Sequence[int], max_items: int, max_cost: int | None) -> list[slice]:
     """Cut items into consecutive batches of at most `max_items` and `max_cost`; a batch has one at least."""
+    if not costs:
+        return []
     cuts, total = [0], 0
     for i, cost in enumerate(costs):
         full = i - cuts[-1] == max_items or (max_cost is not None and total + cost > max_cost)

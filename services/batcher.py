@@ -211,42 +211,63 @@ class Batcher(Generic[Part, Prepared, Scored]):
     async def _score(self, batch: list[Entry[Scored]]) -> None:
         started = time.monotonic()
         try:
-            await self._run(await self._prepare(batch))
+            await self._run(*await self._prepare(batch))
         except UnavailableError as error:
             self._failure = error
             for request in {entry.request for entry in batch}.union(self._queue.clear()):
                 request.fail(error)
         self._pace = (time.monotonic() - started) / len(batch)
 
-    async def _prepare(self, entries: Sequence[Entry[Scored]]) -> list[tuple[Entry[Scored], Part]]:
+    async def _prepare(
+        self, entries: Sequence[Entry[Scored]]
+    ) -> tuple[list[tuple[Entry[Scored], Part]], Prepared | None]:
         entries = [entry for entry in entries if not entry.request.gone]
         if not entries:
-            return []
+            return [], None
         loop = asyncio.get_running_loop()
         try:
-            items = [entry.item for entry in entries]
-            parts = await loop.run_in_executor(self._preparers, self.stages.prepare, items)
-            _check_count(entries, parts)
+            parts, prepared = await loop.run_in_executor(self._preparers, self._make, entries)
         except UnavailableError:
             raise
         except Exception as error:
             if len(entries) == 1:
                 entries[0].put(_item_error(error))
-                return []
+                return [], None
         else:
+            pairs = []
             for entry, part in zip(entries, parts, strict=True):
                 if isinstance(part, ItemError):
                     entry.put(part)
-            return [(e, p) for e, p in zip(entries, parts, strict=True) if not isinstance(p, ItemError)]
+                else:
+                    pairs.append((entry, part))
+            return pairs, prepared
         half = len(entries) // 2
-        return await self._prepare(entries[:half]) + await self._prepare(entries[half:])
+        first, _ = await self._prepare(entries[:half])
+        second, _ = await self._prepare(entries[half:])
+        return first + second, None
 
-    async def _run(self, pairs: Sequence[tuple[Entry[Scored], Part]]) -> None:
+    def _make(self, entries: Sequence[Entry[Scored]]) -> tuple[Sequence[Part | ItemError], Prepared | None]:
+        """Prepare and collate in one go, because a lone request feels each change of threads."""
+        parts = self.stages.prepare([entry.item for entry in entries])
+        _check_count(entries, parts)
+        good = [part for part in parts if not isinstance(part, ItemError)]
+        try:
+            return parts, self.stages.collate(good) if good else None
+        except Exception:
+            return parts, None  # `_run` meets it again, where it is known what to do
+
+    async def _run(
+        self, pairs: Sequence[tuple[Entry[Scored], Part]], prepared: Prepared | None = None
+    ) -> None:
         loop = asyncio.get_running_loop()
-        while pairs := [pair for pair in pairs if not pair[0].request.gone]:
-            entries, parts = [entry for entry, _ in pairs], [part for _, part in pairs]
+        while wanted := [pair for pair in pairs if not pair[0].request.gone]:
+            if len(wanted) < len(pairs):
+                pairs, prepared = wanted, None
+            entries = [entry for entry, _ in pairs]
             try:
-                prepared = await loop.run_in_executor(self._preparers, self.stages.collate, parts)
+                if prepared is None:
+                    parts = [part for _, part in pairs]
+                    prepared = await loop.run_in_executor(self._preparers, self.stages.collate, parts)
                 ran = await self.device.run(self.name, partial(self._turn, prepared, entries))
                 if ran is None:
                     continue  # some callers left while the batch stood in line
@@ -261,6 +282,7 @@ class Batcher(Generic[Part, Prepared, Scored]):
                 self.observer.ran(self.name, len(entries), ran[1])
                 self.limit.passed()
                 return
+            prepared = None  # it may hold the device's memory
             await self._halve(pairs, problem)
             return
 

@@ -24,7 +24,7 @@ class Observer(Protocol):
         """So many items wait now."""
 
     def received(self, size: int) -> None:
-        """A request's body had so many bytes, as sent."""
+        """A request's body had so many bytes, decompressed."""
 
     def loaded(self, reward: str, seconds: float) -> None:
         """A reward was loaded, which took so long."""

@@ -128,7 +128,8 @@ class FairQueue(Generic[Scored]):
                 for _ in range(min(share, request.waiting)):
                     entry = Entry(request, request.taken)
                     if batch and cost + entry.cost > max_cost:
-                        self._requests.rotate(-1)  # the next batch begins with another's
+                        if any(request is taken.request for taken in batch):
+                            self._requests.rotate(-1)  # it had its share, others begin the next one
                         return batch
                     batch.append(entry)
                     cost += entry.cost

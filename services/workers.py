@@ -23,7 +23,7 @@ class Workers:
     """
 
     def __init__(self, threads: int = 0) -> None:
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or _cores()
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="worker")
 
     def each(self, fn: Callable[[S], T], items: Sequence[S]) -> list[T]:
@@ -52,6 +52,13 @@ class Workers:
     def stop(self) -> None:
         """End the threads, once what they do is done."""
         self._pool.shutdown()
+
+
+def _cores() -> int:
+    """Cores that this process may use: in a container they are fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS, Windows
 
 
 class Encoded:
