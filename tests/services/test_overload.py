@@ -1,4 +1,4 @@
-"""A server that has enough to do says so at once, and reads nothing more."""
+"""A server that has enough to do: it says so at once, and does nothing for who has left."""
 
 from __future__ import annotations
 
@@ -134,3 +134,31 @@ def test_everybody_is_answered_under_overload_and_nothing_is_left_of_it(hosting:
         assert host.find("fake:v1").waiting == 0
         assert host.admission.held == 0
         assert post(url, 1).status_code == 200
+
+
+def test_the_items_of_a_client_that_hangs_up_leave_the_queue_and_never_reach_the_device(
+    hosting: Any, model: Any
+) -> None:
+    with hosting() as (url, host):
+        reward = host.find("fake:v1")
+        with busy(url, host, model, 4):
+            name, port = url.removeprefix("http://").split(":")
+            content, headers = body(3)
+            head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
+            head += "".join(f"{key}: {value}\r\n" for key, value in headers.items()) + "\r\n"
+            with socket.create_connection((name, int(port)), timeout=20) as connection:
+                connection.sendall(head.encode() + content)
+                until(lambda: reward.waiting == 7)
+            until(lambda: reward.waiting == 4)
+        until(lambda: host.admission.held == 0)
+    assert sum(model.sizes) == 20
+
+
+def test_the_items_of_a_request_whose_time_is_up_leave_the_queue_too(hosting: Any, model: Any) -> None:
+    with hosting() as (url, host), busy(url, host, model, 4):
+        content, headers = body(3)
+        headers["Request-Timeout"] = "0.2"
+        late = httpx.post(url + PATH, content=content, headers=headers, timeout=30, trust_env=False)
+        assert late.status_code == 504
+        assert host.find("fake:v1").waiting == 4
+    assert sum(model.sizes) == 20
