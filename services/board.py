@@ -103,7 +103,7 @@ async def _ask(host: Host, name: str, items: Sequence[Item | ItemError], deadlin
         outcomes = await reward.score(items, deadline.left)
     except RewardZooError as error:
         return Column(name, [], [], {}, str(error))
-    sign = -1 if reward.model.spec.higher_is_better else 1
+    sign = -1 if reward.spec.higher_is_better else 1
 
     def key(i: int) -> tuple[bool, float]:
         outcome = outcomes[i]
@@ -112,7 +112,7 @@ async def _ask(host: Host, name: str, items: Sequence[Item | ItemError], deadlin
     places = [0] * len(items)
     for place, i in enumerate(sorted(range(len(items)), key=key), start=1):
         places[i] = place
-    return Column(reward.model.name, outcomes, places, reward.model.provenance())
+    return Column(reward.name, outcomes, places, reward.provenance())
 
 
 def _preview(data: bytes) -> str | None:

@@ -21,7 +21,7 @@ from rewardzoo.services.workers import Encoded, Shelf, Workers
 
 if TYPE_CHECKING:
     from rewardzoo.errors import ItemError
-    from rewardzoo.rewards import Outcome, RewardModel, Variant
+    from rewardzoo.rewards import Outcome, RewardModel, RewardSpec, Variant
     from rewardzoo.services.exchange import Deadline
 
 __all__ = ["Host", "HostedReward", "Load", "Resolve"]
@@ -36,11 +36,12 @@ _MAX_TOGETHER = 16
 
 
 class Host:
-    """All rewards of a server, by full name."""
+    """All rewards of a server, by full name; `models` are loaded already."""
 
     def __init__(
         self,
         config: ServeConfig,
+        models: Sequence[RewardModel] = (),
         *,
         observer: Observer | None = None,
         on_lost: Callable[[UnavailableError], None] = lambda _: None,
@@ -54,6 +55,9 @@ class Host:
         self.pool = Pool(config, self.device, self.workers, self.observer)
         self.rewards: dict[str, HostedReward] = {}
         self._started = False
+        for model in models:
+            reward = self._add(model.spec, model.variant, partial(_same, model))
+            self.pool.put(reward, model)
 
     @classmethod
     def load(
@@ -87,12 +91,17 @@ class Host:
         for name in names:
             kind, variant = resolve(name)
             read = partial(load, name, device=config.device, weights=config.weights.get(name))
-            full = f"{kind.spec.name}:{variant.name}"
-            pinned = name in config.pinned
-            host.rewards[full] = HostedReward(full, kind.spec, variant, read, host.pool, pinned)
-        host.pool.rewards = list(host.rewards.values())
+            host._add(kind.spec, variant, read, pinned=name in config.pinned)
         host._load_now()
         return host
+
+    def _add(
+        self, spec: RewardSpec, variant: Variant, read: Callable[[], RewardModel], *, pinned: bool = False
+    ) -> HostedReward:
+        name = f"{spec.name}:{variant.name}"
+        reward = self.rewards[name] = HostedReward(name, spec, variant, read, self.pool, pinned)
+        self.pool.rewards = list(self.rewards.values())
+        return reward
 
     def _load_now(self) -> None:
         began_all = time.monotonic()
@@ -184,3 +193,7 @@ class Host:
         await self.pool.close()
         await self.device.stop()
         self.workers.stop()
+
+
+def _same(model: RewardModel) -> RewardModel:
+    return model

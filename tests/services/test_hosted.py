@@ -63,7 +63,7 @@ def test_a_reward_with_costs_is_batched_by_the_sizes_of_its_images(
 
     async def main() -> None:
         config = ServeConfig(rewards=["fake:v1"], device="cpu")
-        host = Host.load(config, [], lambda *_, **__: model, lambda _: (type(model), model.variant))
+        host = Host(config, [model])
         await host.start()
         outcomes = await host.find("fake:v1").score([Item(image, "a") for image in (*files, *arrays)], 10)
         assert [isinstance(outcome, ItemError) for outcome in outcomes] == [False] * 3 + [True] + [False] * 2
