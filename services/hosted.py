@@ -177,8 +177,8 @@ class HostedReward:
         Raises as `Batcher.submit` and `Pool.using`.
         """
         deadline = Deadline(timeout)
-        async with self.pool.using(self, deadline):
-            wanted = [item for item in items if isinstance(item, Item)]
+        wanted = [item for item in items if isinstance(item, Item)]
+        async with self.pool.using(self, deadline, len(wanted)):
             costs = await self._costs(wanted)
             scored = iter(await self.batcher.submit(wanted, deadline.left, costs))
             self.scored += len(wanted)

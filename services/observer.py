@@ -9,7 +9,7 @@ Fate = Literal["ok", "item_error", "dropped", "refused", "expired"]
 
 
 class Observer(Protocol):
-    """Called on the event loop, so it must not block."""
+    """Called on the thread of the event loop, so it must not block."""
 
     def waited(self, reward: str, seconds: float) -> None:
         """An item left the queue after so long."""

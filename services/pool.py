@@ -52,8 +52,8 @@ class Pool:
         return self.budget is None or self.used + model.nbytes <= self.budget
 
     @asynccontextmanager
-    async def using(self, reward: HostedReward, deadline: Deadline) -> AsyncIterator[None]:
-        """Have a reward loaded, and keep it from being evicted meanwhile.
+    async def using(self, reward: HostedReward, deadline: Deadline, items: int) -> AsyncIterator[None]:
+        """Have a reward loaded for so many items, and keep it from being evicted meanwhile.
 
         Raises:
             NotServedError: it was unloaded by request.
@@ -61,7 +61,14 @@ class Pool:
             UnavailableError: it cannot be loaded, or the device is lost.
         """
         if not reward.ready:
-            await self._wait_loaded(reward, deadline)
+            try:
+                await self._wait_loaded(reward, deadline)
+            except DeadlineError:
+                self.observer.scored(reward.name, "expired", items)
+                raise
+            except asyncio.CancelledError:
+                self.observer.scored(reward.name, "dropped", items)
+                raise
         reward.enter()  # without an await before it: nobody can evict it in between
         try:
             yield
@@ -192,7 +199,7 @@ class Pool:
             await self._make_room(reward, model.nbytes)
         except UnavailableError:
             del model
-            free()
+            await asyncio.to_thread(free)
             raise
         self.put(reward, model)
         await self.open(reward)
@@ -237,12 +244,12 @@ class Pool:
             reward.reason = "evicted to make room: the next request loads it"
         finally:
             reward.draining = False
-        free()
+        await asyncio.to_thread(free)
         logger.info("%s is evicted", reward.name)
         self.observer.evicted(reward.name)
 
 
 def free() -> None:
-    """Give the memory of models that nobody holds back to the device."""
+    """Give the memory of models that nobody holds back to the device; it takes a while."""
     gc.collect()
     empty_cache()

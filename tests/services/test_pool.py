@@ -34,6 +34,7 @@ class Shop(Silent):
         self.go = threading.Event()
         self.go.set()
         self.problems: list[Exception] = []
+        self.outcomes: list[tuple[str, int]] = []
 
     def load(self, name: str, **_: Any) -> Any:
         self.go.wait(10)
@@ -44,6 +45,9 @@ class Shop(Silent):
 
     def loaded(self, reward: str, seconds: float) -> None:
         self.events.append(("loaded", reward))
+
+    def scored(self, reward: str, outcome: str, items: int) -> None:
+        self.outcomes.append((outcome, items))
 
     def evicted(self, reward: str) -> None:
         self.events.append(("evicted", reward))
@@ -117,6 +121,7 @@ def test_a_request_waits_for_a_loading_model_within_its_deadline_and_the_load_go
         shop.go.clear()
         with pytest.raises(DeadlineError, match="not loaded yet"):
             await score(host, "fake:v1", timeout=0.05)
+        assert shop.outcomes == [("expired", 1)]
         shop.go.set()
         await until(lambda: host.find("fake:v1").ready)
 
