@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, overload
 
 import httpx
@@ -20,6 +21,7 @@ from rewardzoo.clients.result import ScoreResult
 from rewardzoo.clients.retries import retrying
 from rewardzoo.clients.scorer import Images, Metadata, OnError, Reward, Scorer
 from rewardzoo.clients.server import ServedReward, ServerTransport
+from rewardzoo.clients.sockets import Verify
 from rewardzoo.errors import DeadlineError
 
 _PROBE_PAUSE = 0.2
@@ -43,7 +45,10 @@ class RewardClient(Scorer):
     trainer's collective timeout. What fails for a while (an overloaded, restarting or unreachable
     server) is repeated within it. `max_in_flight` is how many requests are open at a time, of all calls
     together; calls of few items that wait for company share a request. `reward` is meant where a
-    call names none. `cache` holds scores that are known already. `transport` is httpx's: a mock in tests,
+    call names none. `cache` holds scores that are known already. `verify` is how the
+    server's certificate is checked: True by the usual authorities, a file of one's own authorities, or, for
+    https, False or an `ssl.SSLContext`, which can also hold a certificate of the client's, but cannot be
+    pickled. `transport` is httpx's: a mock in tests,
     a Unix socket, a proxy.
 
     Thread-safe. May be made before a fork and pickled: each process opens its own connections.
@@ -62,10 +67,11 @@ class RewardClient(Scorer):
         max_in_flight: int = 4,
         hedge_after: float | None = None,
         cache: ScoreCache | None = None,
+        verify: Verify = True,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.urls = (url,) if isinstance(url, str) else tuple(url)
-        servers = [_connect(each, token, transport) for each in self.urls]
+        servers = [_connect(each, token, verify, transport) for each in self.urls]
         self._pool = Pool(servers, hedge_after=hedge_after)
         super().__init__(self._pool, timeout=timeout, max_in_flight=max_in_flight, reward=reward, cache=cache)
         self._remake = partial(
@@ -77,6 +83,7 @@ class RewardClient(Scorer):
             max_in_flight=max_in_flight,
             hedge_after=hedge_after,
             cache=cache,
+            verify=verify,
             transport=transport,
         )
 
@@ -202,14 +209,20 @@ class AsyncRewardClient:
             raise DeadlineError(f"no answer within {patience:g} s") from error
 
 
-def _connect(url: str, token: str | None, transport: httpx.BaseTransport | None) -> ServerTransport:
+def _connect(
+    url: str, token: str | None, verify: Verify, transport: httpx.BaseTransport | None
+) -> ServerTransport:
     parsed = httpx.URL(url)
     if parsed.host and parsed.scheme in ("http", "https"):
-        return HTTPTransport(url, token=token, transport=transport)
+        return HTTPTransport(url, token=token, verify=verify, transport=transport)
     if not parsed.host or not parsed.port or parsed.scheme not in ("grpc", "grpcs"):
         raise ValueError(f"url must look like http://host:3000 or grpc://host:8001, got {url!r}")
     if transport is not None:
         raise ValueError(f"transport is httpx's and of no use to {url}: leave it out")
+    if verify is not True and not (isinstance(verify, str | Path) and parsed.scheme == "grpcs"):
+        raise ValueError(f"verify is True or, for grpcs, a file of authorities; with {url} it was {verify!r}")
     from rewardzoo.clients.grpc_transport import GRPCTransport
 
-    return GRPCTransport(parsed.netloc.decode(), secure=parsed.scheme == "grpcs", token=token)
+    authorities = None if verify is True else Path(str(verify)).read_bytes()
+    secure = parsed.scheme == "grpcs"
+    return GRPCTransport(parsed.netloc.decode(), secure=secure, authorities=authorities, token=token)

@@ -55,13 +55,22 @@ _T = TypeVar("_T")
 class GRPCTransport(ServerTransport):
     """Talks gRPC to `host:port`, with TLS where `secure`. Thread-safe.
 
+    `authorities` are the certificates, in PEM, by which the server's is checked, instead of the usual ones.
+
     `token` goes out as a bearer token in the metadata `authorization`.
     """
 
-    def __init__(self, target: str, *, secure: bool = False, token: str | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        secure: bool = False,
+        authorities: bytes | None = None,
+        token: str | None = None,
+    ) -> None:
         super().__init__()
         self._url = f"grpc{'s' * secure}://{target}"
-        self._link = PerProcess(lambda: _Link(target, secure))
+        self._link = PerProcess(lambda: _Link(target, secure, authorities))
         self._headers = [("authorization", f"Bearer {token}")] if token else []
 
     def ready(self, *, timeout: float) -> bool:
@@ -132,9 +141,9 @@ class GRPCTransport(ServerTransport):
 class _Link:
     """The connection of one process."""
 
-    def __init__(self, target: str, secure: bool) -> None:
+    def __init__(self, target: str, secure: bool, authorities: bytes | None) -> None:
         self.channel = (
-            grpc.secure_channel(target, grpc.ssl_channel_credentials(), _OPTIONS)
+            grpc.secure_channel(target, grpc.ssl_channel_credentials(authorities), _OPTIONS)
             if secure
             else grpc.insecure_channel(target, _OPTIONS)
         )

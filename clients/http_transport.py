@@ -12,7 +12,7 @@ from rewardzoo.clients import wire
 from rewardzoo.clients.process import PerProcess
 from rewardzoo.clients.retries import error_of, time_left
 from rewardzoo.clients.server import Answer, Declared, ServerTransport, malformed
-from rewardzoo.clients.sockets import direct
+from rewardzoo.clients.sockets import Verify, direct, tls_context
 from rewardzoo.clients.transport import Part
 from rewardzoo.errors import DeadlineError, RequestError, UnavailableError
 
@@ -27,7 +27,8 @@ _T = TypeVar("_T")
 class HTTPTransport(ServerTransport):
     """Talks HTTP or HTTPS. Thread-safe.
 
-    `token` goes out as a bearer token. `transport` is httpx's own, for what is not plain TCP.
+    `token` goes out as a bearer token. `verify` is as in `RewardClient`. `transport` is httpx's own, for
+    what is not plain TCP.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class HTTPTransport(ServerTransport):
         url: str,
         *,
         token: str | None = None,
+        verify: Verify = True,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         super().__init__()
@@ -43,7 +45,8 @@ class HTTPTransport(ServerTransport):
             lambda: httpx.Client(
                 base_url=url,
                 headers={"Authorization": f"Bearer {token}"} if token else {},
-                transport=transport or direct(url),
+                verify=tls_context(verify) if url.startswith("https") else True,
+                transport=transport or direct(url, verify),
             )
         )
 

@@ -12,6 +12,7 @@ import ssl
 import threading
 import urllib.request
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,18 +20,32 @@ import httpx
 _Origin = tuple[bytes, bytes, int | None]
 
 
-def direct(url: str) -> httpx.BaseTransport | None:
+Verify = bool | str | Path | ssl.SSLContext
+"""How a server's certificate is checked; see `RewardClient`."""
+
+
+def tls_context(verify: Verify) -> ssl.SSLContext:
+    """Return what a connection is made with."""
+    if isinstance(verify, ssl.SSLContext):
+        return verify
+    if isinstance(verify, bool):
+        return httpx.create_ssl_context(verify=verify)
+    return ssl.create_default_context(cafile=verify)
+
+
+def direct(url: str, verify: Verify = True) -> httpx.BaseTransport | None:
     """Return a transport for `url`, or None where the environment names a proxy, which httpx's own knows."""
     parsed = httpx.URL(url)
     named = {parsed.scheme, "all"} & urllib.request.getproxies().keys()
     proxied = named and not urllib.request.proxy_bypass(parsed.host)
-    return None if proxied else SocketTransport()
+    return None if proxied else SocketTransport(verify)
 
 
 class SocketTransport(httpx.BaseTransport):
     """HTTP/1.1 over connections that are kept open, as many as there are requests at a time. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, verify: Verify = True) -> None:
+        self._verify = verify
         self._idle: dict[_Origin, list[http.client.HTTPConnection]] = {}
         self._lock = threading.Lock()
 
@@ -61,7 +76,7 @@ class SocketTransport(httpx.BaseTransport):
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
-        return httpx.create_ssl_context()
+        return tls_context(self._verify)
 
     def _connected(self, request: httpx.Request, timeouts: dict[str, Any]) -> http.client.HTTPConnection:
         idle = self._idle.get(_origin(request.url), [])

@@ -29,6 +29,10 @@ class WireError(ValueError):
     """A message is malformed; the text says where and what was expected."""
 
 
+class TooManyTextsError(WireError):
+    """A BYTES tensor has more elements than its reader allows."""
+
+
 def bytes_tensor(items: Sequence[str | bytes]) -> Tensor:
     """Make a BYTES tensor [N] of texts or byte strings."""
     out = np.empty(len(items), dtype=object)

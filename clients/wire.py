@@ -22,6 +22,7 @@ from rewardzoo.clients.tensors import (
     Chunk,
     Stack,
     Tensor,
+    TooManyTextsError,
     WireError,
     bytes_tensor,
     datatype_of,
@@ -48,6 +49,7 @@ __all__ = [
     "Message",
     "Stack",
     "Tensor",
+    "TooManyTextsError",
     "WireError",
     "bytes_tensor",
     "check_prompt",
@@ -89,11 +91,11 @@ class Message:
         return _parameters(self.header, "the message")
 
 
-def check_prompt(prompt: str) -> None:
+def check_prompt(prompt: str, max_bytes: int = MAX_PROMPT_BYTES) -> None:
     """Refuse a prompt that no reward can score.
 
     Raises:
-        ItemError: empty or blank, over `MAX_PROMPT_BYTES` in UTF-8, or not text.
+        ItemError: empty or blank, over `max_bytes` in UTF-8, or not text.
     """
     if not isinstance(prompt, str):
         raise ItemError(f"a prompt must be a str, got {type(prompt).__name__}")
@@ -103,10 +105,8 @@ def check_prompt(prompt: str) -> None:
         size = len(prompt.encode())
     except UnicodeEncodeError as error:
         raise ItemError(f"the prompt is not valid Unicode: {error}") from error
-    if size > MAX_PROMPT_BYTES:
-        raise ItemError(
-            f"the prompt is {size:,} bytes of UTF-8, the limit is {MAX_PROMPT_BYTES:,}: shorten it"
-        )
+    if size > max_bytes:
+        raise ItemError(f"the prompt is {size:,} bytes of UTF-8, the limit is {max_bytes:,}: shorten it")
 
 
 def decode_prompt(raw: bytes) -> str:
@@ -253,10 +253,13 @@ def encode(
     return [head, *chunks], len(head)
 
 
-def decode(body: Chunk | bytearray, json_length: int | None, *, key: Key) -> Message:
+def decode(
+    body: Chunk | bytearray, json_length: int | None, *, key: Key, max_texts: int | None = None
+) -> Message:
     """Decode a message; its binary numeric tensors are views of `body`.
 
-    `json_length` None means that the whole body is JSON.
+    `json_length` None means that the whole body is JSON. `max_texts` is how many elements a BYTES tensor
+    may have: each costs Python far more than the four bytes that announce it.
 
     Raises:
         WireError: whatever is wrong with the message; nothing else, whatever the bytes.
@@ -271,6 +274,8 @@ def decode(body: Chunk | bytearray, json_length: int | None, *, key: Key) -> Mes
     if not isinstance(header, dict):
         raise WireError(f"the header must be a JSON object, got {type(header).__name__}")
     _parameters(header, "the message")
+    if not isinstance(header.get("id", ""), str):
+        raise WireError(f"'id' must be a string, got {header['id']!r:.40}")
     rest = view[len(view) if json_length is None else json_length :]
     tensors: dict[str, Tensor] = {}
     for entry in _entries(header, key):
@@ -278,16 +283,16 @@ def decode(body: Chunk | bytearray, json_length: int | None, *, key: Key) -> Mes
         if name in tensors:
             raise WireError(f"tensor {name!r:.60} is given twice")
         try:
-            tensors[name], used = _tensor(entry, rest)
+            tensors[name], used = _tensor(entry, rest, max_texts)
         except WireError as error:
-            raise WireError(f"tensor {name!r:.60}: {error}") from error
+            raise type(error)(f"tensor {name!r:.60}: {error}") from error
         rest = rest[used:]
     if len(rest):
         raise WireError(f"{len(rest)} bytes follow that no 'binary_data_size' accounts for")
     return Message(header, tensors)
 
 
-def _tensor(entry: Mapping[str, Any], rest: memoryview) -> tuple[Tensor, int]:
+def _tensor(entry: Mapping[str, Any], rest: memoryview, max_texts: int | None) -> tuple[Tensor, int]:
     """Read a tensor from its entry or from the front of `rest`; say how much it took there."""
     datatype, shape = entry.get("datatype"), entry.get("shape")
     if not isinstance(datatype, str) or not (datatype in DTYPES or datatype == "BYTES"):
@@ -300,6 +305,8 @@ def _tensor(entry: Mapping[str, Any], rest: memoryview) -> tuple[Tensor, int]:
     ):
         raise WireError(f"'shape' must list sizes from 0 to 2**31-1, got {shape!r:.60}")
     count = math.prod(shape)
+    if datatype == "BYTES" and max_texts is not None and count > max_texts:
+        raise TooManyTextsError(f"{count} BYTES elements, the limit is {max_texts}: send fewer at once")
     parameters = _parameters(entry, "here")
     if "shared_memory_region" in parameters:
         raise WireError("shared memory is not supported, send the data")

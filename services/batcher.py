@@ -188,7 +188,8 @@ class Batcher(Generic[Part, Prepared, Scored]):
             if batch := self._queue.take(self.max_batch, self.limit.cost):
                 now = time.monotonic()
                 for entry in batch:
-                    self.observer.waited(self.name, now - entry.request.arrived)
+                    # In the request's own context, so that the wait can be told of it.
+                    entry.request.context.run(self.observer.waited, self.name, now - entry.request.arrived)
                 self.observer.queued(self.name, self._queue.items)
                 task = asyncio.create_task(self._score(batch))
                 self._active.add(task)

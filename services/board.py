@@ -19,6 +19,7 @@ from rewardzoo.errors import ItemError, RewardZooError
 from rewardzoo.services.batcher import Item
 from rewardzoo.services.exchange import Deadline
 from rewardzoo.services.form import make_item
+from rewardzoo.services.limits import admit
 
 if TYPE_CHECKING:
     from rewardzoo.rewards import Outcome
@@ -56,7 +57,8 @@ async def board(
     if fault := _fault(len(pictures), len(texts), rewards):
         return _template().render(faults=[fault])
     each = texts if len(texts) > 1 else texts * len(pictures)
-    items = [make_item(data, prompt, {}) for (_, data), prompt in zip(pictures, each, strict=True)]
+    given = [make_item(data, prompt, {}) for (_, data), prompt in zip(pictures, each, strict=True)]
+    items = await asyncio.to_thread(admit, given, host.config)
     deadline = Deadline(host.config.timeout)
     asked, shown = await asyncio.gather(
         asyncio.gather(*(_ask(host, name, items, deadline) for name in rewards)),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from rewardzoo.clients.images import MAX_PIXELS
+from rewardzoo.clients.wire import MAX_PROMPT_BYTES
 
 MAX_TIMEOUT = 3600.0
 
@@ -19,7 +22,8 @@ class ServeConfig(BaseSettings):
     The environment is read when a config is made, never at import.
     """
 
-    model_config = SettingsConfigDict(env_prefix="REWARDZOO_", frozen=True)
+    # Without the inputs in errors, because one of them may be the token.
+    model_config = SettingsConfigDict(env_prefix="REWARDZOO_", frozen=True, hide_input_in_errors=True)
 
     rewards: Annotated[list[str], NoDecode] = []
     """Names of rewards, `name` or `name:variant`; empty means the service's own default."""
@@ -52,6 +56,20 @@ class ServeConfig(BaseSettings):
     """Whether a reward that is not pinned is loaded at its first request only."""
     warm_up: bool | None = None
     """Whether a picture is scored before a reward is ready; None means on a GPU."""
+    token_file: Path | None = None
+    """A file that holds the token instead, read when the config is made and never again."""
+    max_items: int = Field(default=4096, gt=0)
+    """Most image-prompt pairs in one request; more are refused with 413."""
+    max_pixels: int = Field(default=4096 * 4096, gt=0, le=MAX_PIXELS)
+    """Most pixels of an image; a larger one is refused before it is decoded, and fails alone."""
+    max_prompt_bytes: int = Field(default=MAX_PROMPT_BYTES, gt=0, le=MAX_PROMPT_BYTES)
+    """Most bytes of a prompt in UTF-8; a longer one fails alone."""
+    max_json_mb: int = Field(default=32, gt=0)
+    """Largest JSON part of a request in MiB: parsed, it takes twenty times its size and more."""
+    open_metrics: bool = False
+    """Whether /metrics can be read without the token."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """How the server's lines look; "auto" is text for a terminal and one JSON object a line else."""
 
     @field_validator("rewards", "pinned", mode="before")
     @classmethod
@@ -60,17 +78,52 @@ class ServeConfig(BaseSettings):
             [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
         )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_token(cls, values: Any) -> Any:
+        if not (isinstance(values, dict) and values.get("token_file")):
+            return values
+        if values.get("token"):
+            raise ValueError("token and token_file are both set: leave one out")
+        return {**values, "token": _token_in(Path(values["token_file"]))}
+
+    @field_validator("token")
+    @classmethod
+    def _check_token(cls, token: SecretStr | None) -> SecretStr | None:
+        text = "" if token is None else token.get_secret_value()
+        # It must fit into a header as it is, or every caller would be refused.
+        if not all("!" <= letter <= "~" for letter in text):
+            raise ValueError("a token has printable ASCII characters only, and no spaces")
+        return token
+
     @property
     def max_body(self) -> int:
         """`max_body_mb` in bytes."""
         return self.max_body_mb * 2**20
 
+    @property
+    def max_json(self) -> int:
+        """`max_json_mb` in bytes."""
+        return self.max_json_mb * 2**20
+
     def environment(self) -> dict[str, str]:
         """Return the variables from which another process reads this very config."""
-        fields = self.model_dump(mode="json", exclude={"token", "rewards", "pinned", "weights"})
+        fields = self.model_dump(mode="json", exclude={"token", "token_file", "rewards", "pinned", "weights"})
         values = {name: str(value) for name, value in fields.items() if value is not None}
         values["rewards"], values["pinned"] = ",".join(self.rewards), ",".join(self.pinned)
         values["weights"] = json.dumps({name: str(path.resolve()) for name, path in self.weights.items()})
-        if self.token is not None:
+        if self.token_file is not None:
+            values["token_file"] = str(self.token_file.resolve())
+        elif self.token is not None:
             values["token"] = self.token.get_secret_value()
         return {f"REWARDZOO_{name.upper()}": value for name, value in values.items()}
+
+
+def _token_in(path: Path) -> str:
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the token file {str(path)!r} cannot be read: {error}") from error
+    if not token:
+        raise ValueError(f"the token file {str(path)!r} is empty")
+    return token

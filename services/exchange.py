@@ -7,7 +7,6 @@ import logging
 import math
 import re
 import time
-import uuid
 import zlib
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Self, TypeVar
@@ -15,7 +14,7 @@ from typing import Any, Self, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from rewardzoo.clients.wire import WireError
+from rewardzoo.clients.wire import TooManyTextsError, WireError
 from rewardzoo.errors import (
     DeadlineError,
     NotServedError,
@@ -24,6 +23,7 @@ from rewardzoo.errors import (
     TooLargeError,
     UnavailableError,
 )
+from rewardzoo.services.access_log import current_id, internal_error
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,6 +31,7 @@ T = TypeVar("T")
 _STATUS: dict[type[Exception], int] = {
     NotServedError: 404,
     TooLargeError: 413,
+    TooManyTextsError: 413,
     RequestError: 400,
     WireError: 400,
     DeadlineError: 504,
@@ -81,9 +82,8 @@ async def answer(work: Awaitable[Response]) -> Response:
     except ClientDisconnect:
         return Response(status_code=499)  # nobody reads it; access logs know the number from nginx
     except Exception:
-        request_id = uuid.uuid4().hex[:12]
-        logger.exception("request %s failed", request_id)
-        return JSONResponse({"error": f"internal error, request id {request_id}: see the server's log"}, 500)
+        logger.exception("request %s failed", current_id())
+        return internal_error()
 
 
 async def read_body(
@@ -101,7 +101,7 @@ async def read_body(
         DeadlineError: not all of it came in time.
         RequestError: a broken or unknown compression.
     """
-    declared = int(request.headers.get("content-length", 0))
+    declared = _declared(request.headers.get("content-length", "0"))
     _check_size(declared, limit)
     hold(declared)
     body = bytearray(declared)
@@ -149,6 +149,12 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def _hangup(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _declared(length: str) -> int:
+    if not (length.isascii() and length.isdigit() and len(length) < 19):
+        raise RequestError(f"Content-Length must be a number of bytes, got {length!r:.40}")
+    return int(length)
 
 
 def _check_size(size: int, limit: int) -> None:

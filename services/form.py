@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from rewardzoo.clients import wire
 from rewardzoo.errors import ItemError, RequestError
 from rewardzoo.services.batcher import Item
 from rewardzoo.services.exchange import Deadline, read_body, unless_gone
+from rewardzoo.services.limits import admit, check_json
+from rewardzoo.services.tracing import span
 from rewardzoo.services.workers import Encoded
 
 if TYPE_CHECKING:
@@ -67,7 +70,8 @@ async def score_form(request: Request, host: Host) -> Response:
     """
     deadline = Deadline.of(request, host.config.timeout)
     with host.admission.enter() as hold:
-        body = await read_body(request, host.config.max_body, deadline, hold)
+        with span("receive"):
+            body = await read_body(request, host.config.max_body, deadline, hold)
         host.observer.received(len(body))
         return await _score(request, host, body, deadline)
 
@@ -75,6 +79,7 @@ async def score_form(request: Request, host: Host) -> Response:
 async def _score(request: Request, host: Host, body: bytes | bytearray, deadline: Deadline) -> Response:
     form = await _parse(request, body)
     try:
+        check_json(sum(len(value) for _, value in form.multi_items() if isinstance(value, str)), host.config)
         name = _text(form, "reward")
         rewards = host.find_all(name)
         images = await _files(form, "images")
@@ -90,7 +95,10 @@ async def _score(request: Request, host: Host, body: bytes | bytearray, deadline
     shared: Sequence[bytes | Encoded] = images
     if len(rewards) > 1:
         shared = [Encoded(image, len(rewards), host.shelf) for image in images]
-    items = [make_item(*parts) for parts in zip(shared, prompts, notes, strict=True)]
+    given = [make_item(*parts) for parts in zip(shared, prompts, notes, strict=True)]
+    with span("decode"):
+        # In a thread, because it reads the head of every file.
+        items = await asyncio.to_thread(admit, given, host.config)
     outcomes = await unless_gone(request, host.score(rewards, items, deadline))
     replies = [_reply(*found) for found in zip(rewards, outcomes, strict=True)]
     if len(replies) == 1:

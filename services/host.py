@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rewardzoo.errors import NotServedError, RequestError, UnavailableError
+from rewardzoo.errors import ItemError, NotServedError, RequestError, UnavailableError
 from rewardzoo.services.capacity import Admission
 from rewardzoo.services.config import ServeConfig
 from rewardzoo.services.device import Device
@@ -17,10 +17,10 @@ from rewardzoo.services.hosted import HostedReward
 from rewardzoo.services.observer import Observer, Silent
 from rewardzoo.services.pool import Pool, free
 from rewardzoo.services.queue import Item
+from rewardzoo.services.tracing import scoring
 from rewardzoo.services.workers import Encoded, Shelf, Workers
 
 if TYPE_CHECKING:
-    from rewardzoo.errors import ItemError
     from rewardzoo.rewards import Outcome, RewardModel, RewardSpec, Variant
     from rewardzoo.services.exchange import Deadline
 
@@ -172,7 +172,11 @@ class Host:
         """
         tasks = [asyncio.create_task(reward.score(items, deadline.left)) for reward in rewards]
         try:
-            return await asyncio.gather(*tasks)
+            with scoring("+".join(reward.name for reward in rewards), len(items)) as done:
+                outcomes = await asyncio.gather(*tasks)
+                failed = (any(isinstance(o, ItemError) for o in row) for row in zip(*outcomes, strict=True))
+                done(len(items) - sum(failed))
+                return outcomes
         finally:
             for task in tasks:
                 task.cancel()

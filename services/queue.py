@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -36,6 +37,7 @@ class Request(Generic[Scored]):
     future: asyncio.Future[list[Scored | ItemError]]
     outcomes: list[Scored | ItemError | None] = field(init=False)
     arrived: float = field(default_factory=time.monotonic)
+    context: Context = field(default_factory=copy_context)
     taken: int = 0
     scored: int = 0
 

@@ -19,12 +19,16 @@ from rewardzoo import __version__
 from rewardzoo.clients import wire
 from rewardzoo.clients.wire import Message
 from rewardzoo.errors import ItemError, NotServedError, OverloadedError, RequestError
-from rewardzoo.services import inference
+from rewardzoo.services import inference, limits
 from rewardzoo.services.batcher import Item
 from rewardzoo.services.exchange import Deadline, answer, read_body, unless_gone
+from rewardzoo.services.gate import METRICS
+from rewardzoo.services.tracing import span
 
 if TYPE_CHECKING:
+    from rewardzoo.services.config import ServeConfig
     from rewardzoo.services.host import Host, HostedReward
+    from rewardzoo.services.metrics import Metrics
     from rewardzoo.services.workers import Shelf
 
 # What the body of a request to the repository may have.
@@ -36,6 +40,7 @@ def make_app() -> Starlette:
     models = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
     return Starlette(
         routes=[
+            Route(METRICS, _metrics),
             Route("/v2", _route(_server)),
             Route("/v2/health/live", _route(_health)),
             Route("/v2/health/ready", _route(_health)),
@@ -62,6 +67,11 @@ def _route(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
 async def _server(_: Request, __: Host) -> Response:
     extensions = ["binary_tensor_data", "model_repository"]
     return JSONResponse({"name": "rewardzoo", "version": __version__, "extensions": extensions})
+
+
+async def _metrics(request: Request) -> Response:
+    metrics: Metrics = request.app.state.metrics
+    return Response(metrics.exposition(), media_type=metrics.content_type)
 
 
 async def _health(_: Request, host: Host) -> Response:
@@ -124,7 +134,8 @@ async def _infer(request: Request, host: Host) -> Response:
         try:
             for reward in rewards:
                 reward.check_room()  # before the body is read: an overloaded server has better things to do
-            body = await read_body(request, host.config.max_body, deadline, hold)
+            with span("receive"):
+                body = await read_body(request, host.config.max_body, deadline, hold)
         except OverloadedError:
             for reward in rewards:
                 host.observer.scored(reward.name, "refused", 1)
@@ -141,8 +152,9 @@ async def _score(
     deadline: Deadline,
 ) -> Response:
     length = wire.parse_json_length(request.headers.get(wire.HEADER))
-    # In a thread: a large body takes a while, and probes must be answered meanwhile.
-    message, items = await asyncio.to_thread(_decode, body, length, len(rewards), host.shelf)
+    with span("decode"):
+        # In a thread: a large body takes a while, and probes must be answered meanwhile.
+        message, items = await asyncio.to_thread(_decode, body, length, len(rewards), host.shelf, host.config)
     outcomes = await unless_gone(request, host.score(rewards, items, deadline))
     chunks, length = inference.write_answer(message, rewards, outcomes)
     kind: dict[str, Any] = {"media_type": "application/json"}
@@ -152,11 +164,13 @@ async def _score(
 
 
 def _decode(
-    body: bytes | bytearray, length: int | None, rewards: int, shelf: Shelf
+    body: bytes | bytearray, length: int | None, rewards: int, shelf: Shelf, config: ServeConfig
 ) -> tuple[Message, list[Item | ItemError]]:
-    message = wire.decode(body, length, key="inputs")
+    limits.check_json(len(body) if length is None else length, config)
+    message = wire.decode(body, length, key="inputs", max_texts=config.max_items)
+    limits.check_message(message, config)
     wire.requested_outputs(message.header, inference.OUTPUTS)  # refuse before the work, not after
-    return message, inference.read_items(message, rewards, shelf)
+    return message, limits.admit(inference.read_items(message, rewards, shelf), config)
 
 
 def _find(request: Request, host: Host) -> list[HostedReward]:

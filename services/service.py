@@ -13,12 +13,14 @@ import bentoml
 from starlette.responses import Response
 
 from rewardzoo.errors import UnavailableError
-from rewardzoo.services.config import MAX_TIMEOUT, ServeConfig
+from rewardzoo.services import logs
+from rewardzoo.services.access_log import AccessLog
+from rewardzoo.services.bento import RewardService
+from rewardzoo.services.config import ServeConfig
 from rewardzoo.services.exchange import answer
 from rewardzoo.services.form import ScoreForm, ScoreReply, score_form
 from rewardzoo.services.front import Login, Page, Pages
-from rewardzoo.services.gate import Gate
-from rewardzoo.services.observer import Silent
+from rewardzoo.services.gate import Gate, check_address, listening_addresses
 from rewardzoo.services.routes import make_app
 
 if TYPE_CHECKING:
@@ -50,19 +52,27 @@ def make_service(
         """Scores image-prompt pairs: Open Inference Protocol under /v2, a form at /score."""
 
         def __init__(self) -> None:
-            # Here, because BentoML's supervisor imports this module too and has no use for torch.
-            from rewardzoo import rewards as zoo
-            from rewardzoo.services.host import Host
-
             try:
                 config = ServeConfig()
+                if _is_supervised():  # else the process is not ours
+                    logs.configure(config.log_format)
+                for address in listening_addresses():
+                    check_address(config, address)
                 page.switch(config)
+                # BentoML sets it, and would have every metric written to files that servers share.
+                os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+                # Here, because BentoML's supervisor imports this module too and has no use for torch.
+                from rewardzoo import rewards as zoo
+                from rewardzoo.services.host import Host
+                from rewardzoo.services.metrics import Metrics
+
+                app.state.metrics = Metrics()
                 self.host = app.state.host = Host.load(
                     config,
                     rewards,
                     load or zoo.load,
                     resolve or zoo.resolve,
-                    observer=Silent(),
+                    observer=app.state.metrics,
                     on_lost=_end_process,
                 )
             except Exception as error:
@@ -92,12 +102,17 @@ def make_service(
             return response
 
     # One process a device: BentoML's workers do not balance, and each would hold the weights again.
-    # The time limit that counts is the config's; BentoML's is fixed at import and hence far behind.
     # Without a host BentoML would listen to every network.
     service = bentoml.service(
-        name=name, workers=1, traffic={"timeout": MAX_TIMEOUT}, http={"host": "127.0.0.1"}
+        name=name,
+        workers=1,
+        http={"host": "127.0.0.1"},
+        logging={"access": {"enabled": False}},  # `AccessLog` writes the one line
+        metrics={"enabled": False},  # `metrics` says why
+        service_class=RewardService,
     )(Rewards)
     service.mount_asgi_app(app)
+    service.add_asgi_middleware(AccessLog, state=app.state)
     service.add_asgi_middleware(Login)
     service.add_asgi_middleware(Gate, state=app.state)
     service.add_asgi_middleware(Pages, page=page)

@@ -23,6 +23,19 @@ def serve(
         str | None,
         typer.Option(envvar="REWARDZOO_TOKEN", help="Bearer token that callers must send."),
     ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(envvar="REWARDZOO_TOKEN_FILE", help="A file that holds the token instead."),
+    ] = None,
+    ssl_certfile: Annotated[
+        Path | None, typer.Option(help="Certificate, and any chain behind it, in PEM: serve HTTPS.")
+    ] = None,
+    ssl_keyfile: Annotated[
+        Path | None, typer.Option(help="Its private key in PEM, without a password.")
+    ] = None,
+    ssl_ca_certs: Annotated[
+        Path | None, typer.Option(help="Ask clients for a certificate of one of these authorities.")
+    ] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(help="NAME=PATH: weights on disk to use instead of the hub's."),
@@ -37,17 +50,22 @@ def serve(
     from pydantic import SecretStr
 
     from rewardzoo.services.config import ServeConfig
+    from rewardzoo.services.launch import TLS
     from rewardzoo.services.launch import serve as run
 
+    if (ssl_certfile is None) != (ssl_keyfile is None) or (ssl_ca_certs and not ssl_certfile):
+        raise typer.BadParameter("HTTPS needs both --ssl-certfile and --ssl-keyfile")
     page: dict[str, Any] = {} if ui is None else {"ui": "on" if ui else "off"}
     config = ServeConfig(
         rewards=rewards,
         device=device,
         token=SecretStr(token) if token else None,
+        token_file=token_file,
         weights=parse_weights(weights),
         **page,
     )
-    run(config, host=host, port=port)
+    tls = TLS(ssl_certfile, ssl_keyfile, ssl_ca_certs) if ssl_certfile and ssl_keyfile else None
+    run(config, host=host, port=port, tls=tls)
 
 
 def parse_weights(options: list[str] | None) -> dict[str, Path]:

@@ -122,8 +122,6 @@ Listening = Callable[..., AbstractContextManager[str]]
 def make_app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Make the ASGI app of a BentoML service; keywords become its `REWARDZOO_*`."""
     monkeypatch.setenv("BENTOML_DO_NOT_TRACK", "True")
-    # BentoML's metrics can be registered once a process, and tests make many apps.
-    monkeypatch.setenv("BENTOML_CONFIG_OPTIONS", "services.Test.metrics.enabled=false")
 
     def make(model: RewardModel | None = None, **settings: Any) -> Any:
         for key, value in {"rewards": "fake:v1", "ui": "off", **settings}.items():

@@ -40,9 +40,53 @@ def test_another_process_reads_the_same_config_from_its_environment(
     assert ServeConfig() == config
 
 
+def test_a_token_file_stands_for_its_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "token"
+    file.write_text("secret\n")
+    monkeypatch.setenv("REWARDZOO_TOKEN_FILE", str(file))
+    config = ServeConfig()
+    assert config.token is not None
+    assert config.token.get_secret_value() == "secret"
+    environment = config.environment()
+    assert environment["REWARDZOO_TOKEN_FILE"] == str(file)
+    assert "secret" not in environment.values()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert ServeConfig() == config
+
+
+@pytest.mark.parametrize(("content", "says"), [(None, "cannot be read"), ("", "empty"), ("a b", "no spaces")])
+def test_a_token_file_without_a_token_is_refused(tmp_path: Path, content: str | None, says: str) -> None:
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValidationError, match=says):
+        ServeConfig(token_file=file)
+
+
+def test_a_token_and_a_token_file_are_one_too_many(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="both set"):
+        ServeConfig(token=SecretStr("secret"), token_file=tmp_path)
+
+
+@pytest.mark.parametrize("token", ["two words", "line\n", "schlüssel", "\x00"])
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(ValidationError, match="printable ASCII") as error:
+        ServeConfig(token=SecretStr(token), timeout=-1)
+    assert repr(token)[1:-1] not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("TOKEN", ""), ("TIMEOUT", "0"), ("TIMEOUT", "4000"), ("MAX_QUEUE", "0"), ("UI", "yes")],
+    [
+        ("TOKEN", ""),
+        ("TIMEOUT", "0"),
+        ("TIMEOUT", "4000"),
+        ("MAX_QUEUE", "0"),
+        ("MAX_PIXELS", "64000001"),
+        ("LOG_FORMAT", "xml"),
+        ("UI", "yes"),
+    ],
 )
 def test_senseless_values_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"REWARDZOO_{name}", value)

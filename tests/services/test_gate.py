@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import socket
+from contextlib import closing
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
+from starlette.testclient import TestClient
 
-from rewardzoo.services.gate import OPEN
+from rewardzoo.services import ServeConfig
+from rewardzoo.services.gate import OPEN, check_address, is_loopback, listening_addresses
 
 CLOSED = [
     "/",
@@ -55,3 +60,53 @@ def test_only_the_exact_token_opens(serving: Any, header: str, status: int) -> N
 def test_without_a_token_configured_nothing_is_asked(serving: Any) -> None:
     with serving() as client:
         assert client.get("/v2").status_code == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1", "localhost"])
+def test_loopback_needs_no_token(host: str) -> None:
+    assert is_loopback(host)
+    check_address(ServeConfig(), host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "fe80::1%eth0", "::ffff:10.0.0.1"])
+def test_an_address_that_others_reach_needs_a_token(host: str) -> None:
+    assert not is_loopback(host)
+    with pytest.raises(ValueError, match=r"can be reached from other machines.*REWARDZOO_TOKEN"):
+        check_address(ServeConfig(), host)
+    check_address(ServeConfig(token=SecretStr("secret")), host)
+
+
+def test_a_name_is_not_an_address() -> None:
+    with pytest.raises(ValueError, match=r"example\.org"):
+        is_loopback("example.org")
+
+
+def test_the_sockets_of_this_process_are_found() -> None:
+    with closing(socket.socket()) as listening:
+        listening.bind(("127.0.0.9", 0))
+        assert "127.0.0.9" not in listening_addresses()
+        listening.listen()
+        assert "127.0.0.9" in listening_addresses()
+    assert "127.0.0.9" not in listening_addresses()
+
+
+def test_a_service_does_not_start_on_an_open_socket_without_a_token(
+    serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rewardzoo.services.service.listening_addresses", lambda: ["127.0.0.1", "0.0.0.0"])
+    with pytest.raises(ValueError, match=r"0\.0\.0\.0 can be reached from other machines"), serving():
+        pytest.fail("it started")
+    with serving(token="secret") as client:
+        assert client.get("/livez").status_code == 200
+
+
+@pytest.mark.parametrize(("address", "status"), [("127.0.0.1", 200), ("192.0.2.7", 403)])
+def test_without_a_token_a_request_from_outside_is_refused_even_where_startup_could_not_see_it(
+    make_app: Any, address: str, status: int
+) -> None:
+    with TestClient(make_app(), base_url=f"http://{address}") as client:
+        response = client.get("/v2")
+        assert response.status_code == status
+        if status == 403:
+            assert "REWARDZOO_TOKEN" in response.json()["error"]
+        assert client.get("/livez").status_code == 200

@@ -140,7 +140,7 @@ def test_curl_gets_the_same_scores_and_a_truncated_file_fails_alone(
 def test_metrics_are_there_for_who_has_the_token(url: str) -> None:
     assert httpx.get(f"{url}/metrics").status_code == 401
     metrics = httpx.get(f"{url}/metrics", headers={"Authorization": "Bearer secret"})
-    assert "bentoml_" in metrics.text
+    assert "rewardzoo_requests_total" in metrics.text
 
 
 @pytest.mark.slow

@@ -253,6 +253,17 @@ def test_bodies_that_are_no_messages_are_400(serving: Any) -> None:
         assert "nope" in error
 
 
+@pytest.mark.parametrize("name", [float("nan"), float("inf"), 7, None, {}])
+def test_an_id_that_is_no_string_is_400(serving: Any, name: Any) -> None:
+    body, headers = request(pixels(0), ["a"])
+    length = int(headers[wire.HEADER])
+    head = json.dumps({**json.loads(body[:length]), "id": name}).encode()
+    with serving() as client:
+        status, error = refusal(client, (head + body[length:], {wire.HEADER: str(len(head))}))
+    assert status == 400
+    assert "'id' must be a string" in error
+
+
 def test_an_unknown_model_or_version_is_404_and_says_what_there_is(serving: Any) -> None:
     body = request(pixels(0), ["a"])
     with serving() as client:
