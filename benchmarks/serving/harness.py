@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import signal
 import socket
 import statistics
 import subprocess
@@ -72,11 +71,12 @@ class Server:
 
     def kill(self) -> None:
         """As the kernel does it: no goodbye, all processes at once."""
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+        found = self.processes()
+        for process in found:  # not the group: BentoML's workers have sessions of their own
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(found)
+        self._process = None
 
     def processes(self) -> list[psutil.Process]:
         if self._process is None:
