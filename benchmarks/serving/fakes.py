@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from rewardzoo.errors import ItemError
 from rewardzoo.rewards import Batch, Picture, RewardModel, RewardSpec, Variant
+from rewardzoo.rewards._batch import Each, Part
 from rewardzoo.services import make_service
 
 BATCH_SECONDS = 0.010
@@ -47,24 +49,37 @@ class FakeReward(RewardModel):
     def load(cls, variant: Variant, files: Mapping[str, Path]) -> Self:
         return cls(variant, nn.Linear(1, 1))
 
-    def prepare(
+    def prepare_items(
         self,
         images: Sequence[Picture],
         prompts: Sequence[str],
         metadata: Sequence[Mapping[str, Any]] | None = None,
-    ) -> Batch:
-        """Skip what a real reward does with pixels; it is not what is measured here."""
-        first = np.stack([np.asarray(image)[0, 0] for image in images]).astype(np.int64)
-        inputs = {"value": torch.from_numpy(first @ np.array([65_536, 256, 1]))}
-        return Batch(len(images), tuple(range(len(images))), {}, inputs, list(prompts))
+        *,
+        each: Each = map,
+    ) -> list[Part | ItemError]:
+        """Decode, and skip what a real reward does with pixels: it is not what is measured here."""
+
+        def one(i: int) -> Part | ItemError:
+            try:
+                red, green, blue = np.asarray(images[i])[0, 0].tolist()
+            except ItemError as error:
+                return error
+            return Part((red << 16) + (green << 8) + blue, prompts[i])
+
+        return list(each(one, range(len(images))))
+
+    def collate_parts(self, parts: Sequence[Part]) -> Batch:
+        values = torch.tensor([part.image for part in parts])
+        rows = tuple(range(len(parts)))
+        return Batch(len(parts), rows, {}, {"value": values}, [part.asked for part in parts])
 
     def prepare_image(self, image: Image.Image) -> Any:
-        raise NotImplementedError("prepare does all of it")
+        raise NotImplementedError("prepare_items and collate_parts do all of it")
 
     def collate(
         self, images: Sequence[Any], image_index: Sequence[int], asked: Sequence[Any]
     ) -> dict[str, Tensor]:
-        raise NotImplementedError("prepare does all of it")
+        raise NotImplementedError("prepare_items and collate_parts do all of it")
 
     def evaluate(self, batch: Batch) -> Any:
         if POISON in batch.asked:
@@ -82,4 +97,9 @@ def load_fake(name: str, **_: object) -> FakeReward:
     return FakeReward.load(variants[name.partition(":")[2]], {})
 
 
-Fake = make_service("Fake", [f"fake:{name}" for name in ITEM_SECONDS], load=load_fake)
+def resolve_fake(name: str) -> tuple[type[FakeReward], Variant]:
+    return FakeReward, load_fake(name).variant
+
+
+names = [f"fake:{name}" for name in ITEM_SECONDS]
+Fake = make_service("Fake", names, load=load_fake, resolve=resolve_fake)
