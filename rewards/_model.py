@@ -13,6 +13,7 @@ from threading import Lock
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -254,6 +255,7 @@ class RewardModel(ABC):
             **({"converted_sha256": converted} if converted else {}),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
+            "pillow": PIL.__version__,  # it resizes: odd shapes differ between 12 and 13
             "rewardzoo": __version__,
         }
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import bentoml
 from starlette.responses import Response
 
-from rewardzoo.errors import UnavailableError
-from rewardzoo.services import logs
+from rewardzoo.services import logs, supervision
 from rewardzoo.services.access_log import AccessLog
 from rewardzoo.services.bento import RewardService
 from rewardzoo.services.config import ServeConfig
@@ -25,12 +21,6 @@ from rewardzoo.services.routes import make_app
 
 if TYPE_CHECKING:
     from rewardzoo.services.host import Load, Resolve
-
-logger = logging.getLogger(__name__)
-
-
-_FAREWELL = 1.0  # seconds that answers have to leave before the process ends
-_LOST = 70  # exit status, EX_SOFTWARE of sysexits.h
 
 
 def make_service(
@@ -54,7 +44,7 @@ def make_service(
         def __init__(self) -> None:
             try:
                 config = ServeConfig()
-                if _is_supervised():  # else the process is not ours
+                if supervision.is_supervised():  # else the process is not ours
                     logs.configure(config.log_format)
                 for address in listening_addresses():
                     check_address(config, address)
@@ -73,14 +63,15 @@ def make_service(
                     load or zoo.load,
                     resolve or zoo.resolve,
                     observer=app.state.metrics,
-                    on_lost=_end_process,
+                    on_lost=supervision.end_process,
                 )
             except Exception as error:
-                _give_up(error)
+                supervision.give_up(error)
                 raise
 
         @bentoml.on_startup  # type: ignore[untyped-decorator]
         async def start(self) -> None:
+            supervision.follow_supervisor()
             await self.host.start()
             await page.start()
 
@@ -117,25 +108,3 @@ def make_service(
     service.add_asgi_middleware(Gate, state=app.state)
     service.add_asgi_middleware(Pages, page=page)
     return service
-
-
-def _give_up(error: Exception) -> None:
-    """End the whole server: BentoML's supervisor would start the failing worker for ever."""
-    logger.critical("cannot serve: %s", error)
-    if _is_supervised():
-        os.kill(os.getppid(), signal.SIGTERM)
-
-
-def _end_process(error: UnavailableError) -> None:
-    """End this process, whose device is lost: its supervisor starts a new one.
-
-    At once, after a moment for the answers: no handler could do anything in a broken CUDA context but hang.
-    """
-    if _is_supervised():
-        logger.critical("ends with status %d: %s", _LOST, error)
-        # A thread of its own, in case that the event loop hangs.
-        threading.Timer(_FAREWELL, os._exit, (_LOST,)).start()
-
-
-def _is_supervised() -> bool:
-    return bentoml.server_context.worker_index is not None

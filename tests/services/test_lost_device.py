@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 import rewardzoo
@@ -20,8 +21,17 @@ ITEM = {"datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [0, 0, 0], "name": "
 
 
 @pytest.fixture
-def url(free_port: Callable[[], int], tmp_path: Path) -> Iterator[str]:
-    port = free_port()
+def port(free_port: Callable[[], int]) -> int:
+    return free_port()
+
+
+@pytest.fixture
+def url(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def supervisor(port: int, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     root = Path(rewardzoo.__file__).resolve().parent.parent
     command = [sys.executable, "-m", "bentoml", "serve", "breaking_service:service"]
     with (tmp_path / "log").open("wb") as log:
@@ -33,7 +43,7 @@ def url(free_port: Callable[[], int], tmp_path: Path) -> Iterator[str]:
             stderr=log,
         )
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield server
         finally:
             server.terminate()
             server.wait(20)
@@ -60,6 +70,7 @@ def pid_of(url: str, patience: float) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("supervisor")
 def test_a_lost_device_is_told_to_its_callers_and_the_worker_is_replaced(url: str) -> None:
     first = pid_of(url, 60)
     with ThreadPoolExecutor(8) as threads:
@@ -69,3 +80,11 @@ def test_a_lost_device_is_told_to_its_callers_and_the_worker_is_replaced(url: st
     assert "the device is lost" in answers[0].json()["error"]
     second = pid_of(url, 60)
     assert second != first
+
+
+@pytest.mark.slow
+def test_a_worker_ends_when_its_supervisor_was_killed(url: str, supervisor: subprocess.Popen[bytes]) -> None:
+    worker = psutil.Process(pid_of(url, 60))
+    supervisor.kill()
+    supervisor.wait()
+    worker.wait(60)
