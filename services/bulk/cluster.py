@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rewardzoo.errors import UnavailableError
-from rewardzoo.services.bulk_actor import ChunkScorer, Job
-from rewardzoo.services.bulk_plan import Chunk
+from rewardzoo.services.bulk.actor import ChunkScorer, Job
+from rewardzoo.services.bulk.plan import Chunk
 
 MAX_ACTORS_ON_CPU = 8
 _MAX_BLOCKS = 2000

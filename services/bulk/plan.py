@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from rewardzoo.services.bulk_parquet import Parquet
-from rewardzoo.services.bulk_rows import Columns, Reader, Row
-from rewardzoo.services.bulk_tar import WebDataset
-from rewardzoo.services.bulk_text import Csv, JsonLines
+from rewardzoo.services.bulk.parquet import Parquet
+from rewardzoo.services.bulk.rows import Columns, Reader, Row
+from rewardzoo.services.bulk.tar import WebDataset
+from rewardzoo.services.bulk.text import Csv, JsonLines
 
 READERS: Mapping[str, Reader] = {
     ".parquet": Parquet(),

@@ -17,8 +17,8 @@ import pytest
 from pyarrow import parquet
 
 from rewardzoo import LocalRewards
-from rewardzoo.services.bulk_ray import Shares, cluster, divide
-from tests.services.bulk_pictures import KINDS, pictures, write
+from rewardzoo.services.bulk.cluster import Shares, cluster, divide
+from tests.services.bulk.pictures import KINDS, pictures, write
 
 NAME = "hpsv2:mini"
 BAD = ("bad", b"\x89PNG\r\n\x1a\n broken", "a red circle")

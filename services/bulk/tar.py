@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rewardzoo.columns import read_object
-from rewardzoo.services.bulk_rows import Columns, Row, Scan, make_row
+from rewardzoo.services.bulk.rows import Columns, Row, Scan, make_row
 
 # Source: webdataset's `base_plus_ext`: the key ends at the first dot of the file's own name.
 _NAME = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$")

@@ -21,12 +21,12 @@ import rewardzoo.rewards
 from rewardzoo import LocalRewards
 from rewardzoo.cli import app
 from rewardzoo.errors import RewardZooError, UnknownRewardError
-from rewardzoo.services import bulk_ray
 from rewardzoo.services.bulk import BulkConfig, BulkRun
-from rewardzoo.services.bulk_actor import ChunkScorer, Job
-from rewardzoo.services.bulk_checkpoint import MANIFEST, Output
-from rewardzoo.services.bulk_plan import Chunk
-from tests.services.bulk_pictures import KINDS, pictures, write
+from rewardzoo.services.bulk import cluster
+from rewardzoo.services.bulk.actor import ChunkScorer, Job
+from rewardzoo.services.bulk.checkpoint import MANIFEST, Output
+from rewardzoo.services.bulk.plan import Chunk
+from tests.services.bulk.pictures import KINDS, pictures, write
 
 NAME = "hpsv2:mini"
 ROWS = [*pictures(9), ("bad", b"\x89PNG\r\n\x1a\n broken", "a red circle")]
@@ -43,9 +43,9 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             chunks.append(chunk.index)
             yield from scorer(pyarrow.Table.from_pylist([asdict(chunk)])).to_pylist()
 
-    monkeypatch.setattr(bulk_ray, "cluster", lambda address, actors: nullcontext())
-    monkeypatch.setattr(bulk_ray, "share_out", lambda *_, **__: bulk_ray.Shares(1, 1, 0))
-    monkeypatch.setattr(bulk_ray, "score_chunks", score)
+    monkeypatch.setattr(cluster, "cluster", lambda address, actors: nullcontext())
+    monkeypatch.setattr(cluster, "share_out", lambda *_, **__: cluster.Shares(1, 1, 0))
+    monkeypatch.setattr(cluster, "score_chunks", score)
     monkeypatch.setattr(rewardzoo.rewards, "load", loaded)
     return chunks
 
@@ -142,16 +142,16 @@ def test_the_command_fails_when_no_row_has_a_score(tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_a_state_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = config(tmp_path).inputs[0]
-    whole = bulk_ray.score_chunks
+    whole = cluster.score_chunks
 
     def interrupted(*arguments: Any) -> Iterator[dict[str, Any]]:
         yield next(whole(*arguments))
         raise KeyboardInterrupt
 
     words = ["bulk", str(source), "--reward", NAME, "--out", str(tmp_path / "out"), "--chunk-rows", "3"]
-    monkeypatch.setattr(bulk_ray, "score_chunks", interrupted)
+    monkeypatch.setattr(cluster, "score_chunks", interrupted)
     stopped = CliRunner().invoke(app, words)
-    monkeypatch.setattr(bulk_ray, "score_chunks", whole)
+    monkeypatch.setattr(cluster, "score_chunks", whole)
     assert stopped.exit_code == 130
     assert "stopped at 3 of 10 rows; the same command goes on" in stopped.stderr
     assert CliRunner().invoke(app, words).exit_code == 0

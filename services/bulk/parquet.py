@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow
 from pyarrow import parquet
 
-from rewardzoo.services.bulk_rows import Columns, Row, Scan, make_row
+from rewardzoo.services.bulk.rows import Columns, Row, Scan, make_row
 
 _ROWS_AT_ONCE = 32
 

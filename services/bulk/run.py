@@ -1,4 +1,4 @@
-"""Bulk scoring: what outgrows a request, through Ray Data actors into Parquet, and on again after a kill.
+"""One run of bulk scoring: what it is told, and how it goes on after a kill.
 
 The input is cut into chunks. A chunk is read, scored and written by one actor; it is done when its part is
 in the output folder under its name, and from then on nobody scores it again.
@@ -16,10 +16,10 @@ from typing import Any, Self
 
 from rewardzoo.errors import RewardZooError
 from rewardzoo.rewards import identify
-from rewardzoo.services.bulk_actor import Job
-from rewardzoo.services.bulk_checkpoint import Done, Output, check_same
-from rewardzoo.services.bulk_plan import make_plan
-from rewardzoo.services.bulk_rows import Columns
+from rewardzoo.services.bulk.actor import Job
+from rewardzoo.services.bulk.checkpoint import Done, Output, check_same
+from rewardzoo.services.bulk.plan import make_plan
+from rewardzoo.services.bulk.rows import Columns
 
 CHUNK_ROWS = 512
 _DEVICES = ("auto", "cpu", "cuda")
@@ -158,7 +158,7 @@ class BulkRun:
         if self.finished:
             return
         # Here, so that an input or a reward that cannot be used is told without Ray's seconds.
-        from rewardzoo.services.bulk_ray import cluster, score_chunks, share_out
+        from rewardzoo.services.bulk.cluster import cluster, score_chunks, share_out
 
         config = self._config
         left = [chunk for chunk in self._plan.chunks if chunk.index not in self._done]

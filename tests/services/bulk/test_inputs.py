@@ -13,8 +13,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from rewardzoo.services.bulk_plan import Plan, find_files, make_plan
-from rewardzoo.services.bulk_rows import Columns, Row
+from rewardzoo.services.bulk.plan import Plan, find_files, make_plan
+from rewardzoo.services.bulk.rows import Columns, Row
 
 N = 23
 PROMPTS = [f'prompt {i}, "quoted",\nin two lines ü' for i in range(N)]

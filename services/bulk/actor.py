@@ -11,10 +11,10 @@ import pyarrow
 
 from rewardzoo.clients import wire
 from rewardzoo.errors import ItemError
-from rewardzoo.services.bulk_checkpoint import Done, Output
-from rewardzoo.services.bulk_plan import Chunk
-from rewardzoo.services.bulk_rows import Columns
-from rewardzoo.services.bulk_scoring import RowScorer, ScoredRow
+from rewardzoo.services.bulk.checkpoint import Done, Output
+from rewardzoo.services.bulk.plan import Chunk
+from rewardzoo.services.bulk.rows import Columns
+from rewardzoo.services.bulk.scoring import RowScorer, ScoredRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from rewardzoo.clients import wire
 from rewardzoo.clients.images import Pixels, as_payload, decode_image
 from rewardzoo.errors import ItemError
 from rewardzoo.rewards import Batch, Outcome, RewardModel, Score
-from rewardzoo.services.bulk_rows import Row
+from rewardzoo.services.bulk.rows import Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rewardzoo.columns import read_object
-from rewardzoo.services.bulk_rows import Columns, Row, Scan, make_row
+from rewardzoo.services.bulk.rows import Columns, Row, Scan, make_row
 
 
 class JsonLines:

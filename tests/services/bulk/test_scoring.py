@@ -14,9 +14,9 @@ from PIL import Image
 
 from rewardzoo.errors import ItemError
 from rewardzoo.rewards import Batch, Outcome, Score
-from rewardzoo.services import bulk_scoring
-from rewardzoo.services.bulk_rows import Row
-from rewardzoo.services.bulk_scoring import RowScorer
+from rewardzoo.services.bulk import scoring
+from rewardzoo.services.bulk.rows import Row
+from rewardzoo.services.bulk.scoring import RowScorer
 
 POISON = 13
 
@@ -112,8 +112,8 @@ def test_details_without_a_form_in_json_are_that_items_error() -> None:
 
 def test_an_image_is_decoded_once_for_all_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[bytes] = []
-    real = bulk_scoring.decode_image
-    monkeypatch.setattr(bulk_scoring, "decode_image", lambda data: decoded.append(data) or real(data))
+    real = scoring.decode_image
+    monkeypatch.setattr(scoring, "decode_image", lambda data: decoded.append(data) or real(data))
     models: Mapping[str, Any] = {"a": Fake(), "b": Fake()}
     assert [sorted(row.outcomes) for row in RowScorer(models).score(rows(5))] == [["a", "b"]] * 5
     assert len(decoded) == 5
