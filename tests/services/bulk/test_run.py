@@ -21,8 +21,7 @@ import rewardzoo.rewards
 from rewardzoo import LocalRewards
 from rewardzoo.cli import app
 from rewardzoo.errors import RewardZooError, UnknownRewardError
-from rewardzoo.services.bulk import BulkConfig, BulkRun
-from rewardzoo.services.bulk import cluster
+from rewardzoo.services.bulk import BulkConfig, BulkRun, cluster
 from rewardzoo.services.bulk.actor import ChunkScorer, Job
 from rewardzoo.services.bulk.checkpoint import MANIFEST, Output
 from rewardzoo.services.bulk.plan import Chunk
