@@ -6,6 +6,7 @@ handed over. The service and the in-process scorer decode with `decode_image` as
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -124,6 +125,18 @@ def size_of(image: Payload) -> tuple[int, int]:
         return _open(image).size
     height, width = image.shape[:2]
     return width, height
+
+
+def image_from_base64(text: str) -> bytes:
+    """Return the file of a base64 text or data URI.
+
+    Raises:
+        ItemError: it is not base64. What it encodes is not looked at.
+    """
+    try:
+        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except ValueError as error:
+        raise ItemError(f"the image is not base64: {error}, it starts with {text[:32]!r}") from error
 
 
 def _open(data: bytes, max_pixels: int | None = None) -> Image.Image:
