@@ -13,8 +13,8 @@
     )
 
 TRL's policies write text, so images come as a column: of the dataset, or, when the policy makes them, of what
-`rollout_func` returns beside the token ids. Async functions are awaited together, sync ones one after the
-other.
+`rollout_func` returns beside the token ids: a list there, because TRL gives every row all of an array. Async
+functions are awaited together, sync ones one after the other.
 
 TRL calls `f(prompts=, completions=, completion_ids=, **columns)`, all lists of one a completion, and expects
 one float or None each. None is its "could not score": NaN there, left out of the sum over functions, and
