@@ -46,6 +46,8 @@ class ServeConfig(BaseSettings):
     """How long a batch that is not full waits for company."""
     ui: Literal["auto", "on", "off"] = "auto"
     """Whether there is a page at `/`; "auto": where the extra `ui` is installed."""
+    compat: Annotated[list[Literal["openrlhf", "flow_factory", "unirl"]], NoDecode] = []
+    """Other projects' reward protocols that are answered too, see `rewardzoo.services.compat`."""
     threads: int = Field(default=0, ge=0)
     """Threads that decode and preprocess images; 0 is one a core."""
     memory_gb: float | None = Field(default=None, gt=0)
@@ -71,7 +73,7 @@ class ServeConfig(BaseSettings):
     log_format: Literal["auto", "json", "text"] = "auto"
     """How the server's lines look; "auto" is text for a terminal and one JSON object a line else."""
 
-    @field_validator("rewards", "pinned", mode="before")
+    @field_validator("rewards", "pinned", "compat", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return (
@@ -108,9 +110,11 @@ class ServeConfig(BaseSettings):
 
     def environment(self) -> dict[str, str]:
         """Return the variables from which another process reads this very config."""
-        fields = self.model_dump(mode="json", exclude={"token", "token_file", "rewards", "pinned", "weights"})
+        listed = {"rewards", "pinned", "compat"}
+        fields = self.model_dump(mode="json", exclude={"token", "token_file", "weights", *listed})
         values = {name: str(value) for name, value in fields.items() if value is not None}
         values["rewards"], values["pinned"] = ",".join(self.rewards), ",".join(self.pinned)
+        values["compat"] = ",".join(self.compat)
         values["weights"] = json.dumps({name: str(path.resolve()) for name, path in self.weights.items()})
         if self.token_file is not None:
             values["token_file"] = str(self.token_file.resolve())

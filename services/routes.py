@@ -19,7 +19,7 @@ from rewardzoo import __version__
 from rewardzoo.clients import wire
 from rewardzoo.clients.wire import Message
 from rewardzoo.errors import ItemError, NotServedError, OverloadedError, RequestError
-from rewardzoo.services import inference, limits
+from rewardzoo.services import compat, inference, limits
 from rewardzoo.services.batcher import Item
 from rewardzoo.services.exchange import Deadline, answer, read_body, unless_gone
 from rewardzoo.services.gate import METRICS
@@ -50,6 +50,7 @@ def make_app() -> Starlette:
             *(Route(path, _route(_metadata)) for path in models),
             *(Route(f"{path}/ready", _route(_model_ready)) for path in models),
             *(Route(f"{path}/infer", _route(_infer), methods=["POST"]) for path in models),
+            *compat.routes(),
         ]
     )
 
