@@ -7,9 +7,12 @@ few requests and few threads.
 
 from __future__ import annotations
 
+import atexit
 import math
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
 
@@ -26,6 +29,7 @@ LINGER = 0.01
 _IDLE = 10.0
 # Calls of one part whose deadlines lie closer than this fail together.
 _SAME_TIME = 1.0
+_FAREWELL = 1.0
 
 
 class Dispatcher:
@@ -41,6 +45,8 @@ class Dispatcher:
         self._lanes: dict[tuple[str, ...], _Lane] = {}
         self._threads = self._idle = 0
         self._closed = False
+        self._pid = os.getpid()
+        _made.add(self)
 
     def submit(self, call: Call) -> None:
         """Begin a call; its future says when it is done."""
@@ -60,6 +66,11 @@ class Dispatcher:
             self._changed.notify_all()
         for call in calls:
             call.fail(ValueError("the scorer was closed during the call"))
+
+    @property
+    def resting(self) -> bool:
+        """Whether no thread of this process has anything of a call in its hands."""
+        return self._pid != os.getpid() or self._threads == self._idle
 
     def _work(self) -> None:
         try:
@@ -147,6 +158,21 @@ class Dispatcher:
         else:
             for call, places in calls.items():
                 call.landed(places, replies)
+
+
+_made: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
+
+
+@atexit.register
+def _let_go() -> None:
+    """Give the threads a moment to let go of what they sent, before the interpreter ends them.
+
+    It ends a daemon thread where that next asks for the GIL. Freeing a tensor asks for it, inside of C++ that
+    cannot be left so: the process would abort.
+    """
+    end = time.monotonic() + _FAREWELL
+    while time.monotonic() < end and not all(dispatcher.resting for dispatcher in list(_made)):
+        time.sleep(0.002)
 
 
 class _Lane:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -260,3 +262,30 @@ def test_an_awaited_call_ends_at_its_deadline(server: Any) -> None:
     with pytest.raises(UnavailableError):
         asyncio.run(run())
     assert time.monotonic() - start < 2
+
+
+SLOWLY_FREED = """
+import sys, time
+from PIL import Image
+from rewardzoo import RewardClient
+
+class Slow(Image.Image):
+    def __del__(self):
+        time.sleep(0.3)
+        print("freed", flush=True)
+
+image = Image.new("RGB", (2, 2))
+image.__class__ = Slow
+client = RewardClient(sys.argv[1], reward="sum")
+future = client.submit([image], ["a"])
+del image
+future.result()
+"""
+
+
+def test_the_process_ends_only_when_its_threads_have_let_go_of_the_images(server: Any) -> None:
+    # A tensor that is freed while the interpreter ends its thread aborts the process.
+    done = subprocess.run(
+        [sys.executable, "-c", SLOWLY_FREED, server.url], capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stdout) == (0, "freed\n"), done.stderr
