@@ -169,11 +169,14 @@ class HPSv3(RewardModel):
         return rating[:, 0]
 
     def evaluate(self, batch: Batch) -> Sequence[Score]:
-        """The mean, and `sigma`, the standard deviation that the model gives itself, as a detail."""
+        """The mean, and as details `sigma`, the standard deviation that the model gives itself, and its logarithm.
+
+        The logarithm is what upstream returns.
+        """
         means, logs = self.net(batch.inputs).float().cpu().unbind(1)
         return [
-            Score(mean, {"sigma": sigma})
-            for mean, sigma in zip(means.tolist(), logs.exp().tolist(), strict=True)
+            Score(mean, {"sigma": sigma, "log_sigma": log})
+            for mean, sigma, log in zip(means.tolist(), logs.exp().tolist(), logs.tolist(), strict=True)
         ]
 
 

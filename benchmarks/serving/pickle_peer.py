@@ -16,6 +16,11 @@ from PIL import Image
 app = Flask(__name__)
 
 
+def message(files: list[bytes], prompts: list[str]) -> bytes:
+    """What its clients send."""
+    return pickle.dumps({"images": files, "prompts": prompts})
+
+
 @app.get("/")
 def ready() -> str:
     return "ready"

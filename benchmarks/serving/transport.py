@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.serving.harness import Server, fakes, median, pickle_peer, report, running, seconds
+from benchmarks.serving.pickle_peer import message
 from rewardzoo import RewardClient
 from rewardzoo.clients import wire
 
@@ -119,7 +119,7 @@ def scoring(client: RewardClient, images: Callable[[], Any]) -> Send:
 
 def pickled(http: httpx.Client, server: Server, files: Callable[[], list[bytes]]) -> Send:
     def send() -> object:
-        body = pickle.dumps({"images": files(), "prompts": ["a"] * BATCH})
+        body = message(files(), ["a"] * BATCH)
         headers = {"Content-Length": str(len(body))}
         return http.post(server.url, content=pieces(body), headers=headers).raise_for_status()
 

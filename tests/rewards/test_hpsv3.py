@@ -52,6 +52,7 @@ def test_sigma_is_the_exponential_of_the_second_output(model: RewardModel, pictu
     (outcome,) = model.score_items([picture], ["a cat"])
     assert isinstance(outcome, Score)
     assert outcome.value == pytest.approx(mean)
+    assert outcome.details["log_sigma"] == pytest.approx(log)
     assert outcome.details["sigma"] == pytest.approx(torch.tensor(log).exp().item())
 
 

@@ -242,12 +242,12 @@ def write_case(out: Path, variant: str, inferencer: object, pairs: list[dict[str
                 raise
             rows.append({**row, "score": None, "details": {}, "error": "aspect ratio"})
         else:
-            # sigma as in upstream's loss, `qwen2vl_trainer.py`: torch.exp of the second output
+            # The loss in `qwen2vl_trainer.py` takes torch.exp of the second output for sigma.
             rows.append(
                 {
                     **row,
                     "score": rating[0].item(),
-                    "details": {"sigma": rating[1].exp().item()},
+                    "details": {"log_sigma": rating[1].item()},
                     "error": None,
                 }
             )
