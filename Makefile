@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/rewardzoo demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -169,10 +169,7 @@ class HPSv3(RewardModel):
         return rating[:, 0]
 
     def evaluate(self, batch: Batch) -> Sequence[Score]:
-        """The mean, and as details `sigma`, the standard deviation that the model gives itself, and its logarithm.
-
-        The logarithm is what upstream returns.
-        """
+        """The mean; as details `sigma`, the deviation that the model gives itself, and its logarithm."""
         means, logs = self.net(batch.inputs).float().cpu().unbind(1)
         return [
             Score(mean, {"sigma": sigma, "log_sigma": log})
