@@ -1,8 +1,9 @@
-"""What an item's questions are about: phrases from its metadata, or spaCy's noun phrases of its prompt."""
+"""What an item's questions are about: phrases of its metadata, or of its prompt by spaCy or by patterns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from threading import Lock
 from typing import Any
@@ -33,6 +34,16 @@ def read_phrases(metadata: Mapping[str, Any], key: str, most: int) -> tuple[str,
     if len(found) > most:
         raise ItemError(f'metadata["{key}"] has {len(found)} phrases, at most {most} are asked')
     return tuple(found)
+
+
+def matched_phrases(prompt: str, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return what each pattern finds in a prompt, its groups joined by a blank, in the patterns' order.
+
+    Case does not count. A prompt in which nothing is found is one phrase.
+    """
+    found = [re.finditer(pattern, prompt, re.IGNORECASE) for pattern in patterns]
+    phrases = tuple(" ".join(match.groups()) for matches in found for match in matches)
+    return phrases or (prompt,)
 
 
 @lru_cache(maxsize=4096)

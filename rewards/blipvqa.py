@@ -20,15 +20,15 @@ from rewardzoo.rewards._bert import word_pieces
 from rewardzoo.rewards._blip import mend_cross_attention, rename_upstream, resize_positions
 from rewardzoo.rewards._images import normalize, to_tensor
 from rewardzoo.rewards._model import Batch, Outcome, RewardModel, Score
-from rewardzoo.rewards._nouns import INSTALL, noun_phrases, read_phrases
-from rewardzoo.rewards._spec import HubFile, RewardSpec, Source, Variant, WebFile
+from rewardzoo.rewards._nouns import INSTALL, matched_phrases, noun_phrases, read_phrases
+from rewardzoo.rewards._spec import HubFile, PackagedFile, RewardSpec, Source, Variant, WebFile
 from rewardzoo.rewards._weights import load_strictly, read_checkpoint
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import BlipForQuestionAnswering
 
-_START, _YES, _NO = 30522, 2748, 2053  # upstream's token ids: the decoder's first, "yes", "no"
+_ANSWERS = (30522, 2748, 2053)  # upstream's token ids: the decoder's first, "yes", "no"
 _MAX_TOKENS, _MAX_WORDS = 35, 50  # upstream cuts questions here
 _MAX_PHRASES = 8
 _NOT_ASKED = frozenset({"top", "the side", "the left", "the right"})
@@ -50,12 +50,47 @@ _FILES: Mapping[str, Source] = {
     ),
 }
 
+_COUNT = "(?:an?|one|two|three|four)"
+_THING = r"\w+ (?:circle|square|triangle|cross)(?:e?s)?"
+_NAMED = f"(?:{_COUNT}|the) {_THING}"
+_RELATION = "(?:to the )?(?:left|right) of|above|over|below|under"
+MINI_CONFIG: Mapping[str, Any] = {
+    "vision": {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": 64,
+        "patch_size": 8,
+    },
+    "text": {
+        "vocab_size": 51,
+        "hidden_size": 128,
+        "encoder_hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.06,
+    },
+    "answers": (49, 47, 48),
+    "phrases": (
+        rf"\b({_COUNT} {_THING})\b",
+        # Without taking it: the second of two things may stand in a relation to a third.
+        rf"(?=\b({_NAMED}),?(?: which)?(?: is| are)? ({_RELATION}) ({_NAMED})\b)",
+    ),
+}
+"""What the mini changes of the released architecture, the ids of its answers, and how it finds phrases.
+
+It asks about relations too: pictures of the lab can be wrong in nothing else.
+"""
+
 
 class BlipVQA(RewardModel):
     """T2I-CompBench's BLIP-VQA: the product of P(yes) over the prompt's noun phrases.
 
-    The phrases are `metadata["noun_phrases"]`, else spaCy's. A prompt without any scores 1. Details have
-    P(yes) by phrase under "questions".
+    The phrases are `metadata["noun_phrases"]`, else spaCy's; the mini's are those that its patterns find. A
+    prompt without any scores 1. Details have P(yes) by phrase under "questions".
     """
 
     spec = RewardSpec(
@@ -68,6 +103,16 @@ class BlipVQA(RewardModel):
         variants=(
             Variant("t2i-compbench", "blipvqa/t2i-compbench", _FILES, "BSD-3-Clause"),
             Variant("t2i-compbench-rounded", _ROUNDED, _FILES, "BSD-3-Clause", quirk=True),
+            Variant(
+                "mini",
+                recipe="blipvqa/t2i-compbench",
+                files={
+                    "checkpoint": PackagedFile("minis/blipvqa/model.safetensors"),
+                    "vocabulary": PackagedFile("minis/blipvqa/vocab.txt"),
+                },
+                weights_license="Apache-2.0",
+                config=MINI_CONFIG,
+            ),
         ),
     )
 
@@ -77,6 +122,8 @@ class BlipVQA(RewardModel):
         self.encoder_id = tokenizer.get_vocab_size() + 1  # upstream adds [DEC] and [ENC] to the vocabulary
         self.image_size = int(cast(Any, net.config).vision_config.image_size)
         self.rounded = variant.recipe == _ROUNDED
+        self.start_id, *self.answer_ids = cast(Sequence[int], variant.config.get("answers", _ANSWERS))
+        self.patterns = cast(Sequence[str] | None, variant.config.get("phrases"))
 
     @classmethod
     def load(cls, variant: Variant, files: Mapping[str, Path]) -> Self:
@@ -98,6 +145,8 @@ class BlipVQA(RewardModel):
         given = read_phrases(metadata, "noun_phrases", _MAX_PHRASES)
         if given is not None:
             return given
+        if self.patterns is not None:
+            return matched_phrases(prompt, self.patterns)[:_MAX_PHRASES]
         try:
             found = noun_phrases(prompt)
         except ItemError as error:
@@ -134,10 +183,17 @@ class BlipVQA(RewardModel):
 
     def answer(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """P(yes) of P(yes) + P(no) for each question: (Q,)."""
+        pair = self.logits(inputs)
+        # Of these two alone it is the same ratio as after upstream's softmax over the whole vocabulary.
+        yes: Tensor = pair.to(torch.promote_types(pair.dtype, torch.float32)).softmax(-1)[:, 0]
+        return yes
+
+    def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits of "yes" and "no" for each question: (Q, 2)."""
         net = cast(Any, self.net)
         pixels, mask = inputs["pixel_values"], inputs["attention_mask"]
         if not len(mask):
-            return pixels.flatten()[:0]
+            return pixels.flatten()[:0].view(0, 2)
         patches = net.vision_model(pixels).last_hidden_state[inputs["asked_of"]]
         questions = net.text_encoder(
             input_ids=inputs["input_ids"],
@@ -146,16 +202,14 @@ class BlipVQA(RewardModel):
             encoder_attention_mask=torch.ones(patches.shape[:2], dtype=torch.long, device=patches.device),
             is_decoder=False,
         ).last_hidden_state
-        logits = net.text_decoder(
-            input_ids=torch.full((len(mask), 1), _START, device=mask.device),
+        said = net.text_decoder(
+            input_ids=torch.full((len(mask), 1), self.start_id, device=mask.device),
             encoder_hidden_states=questions,
             encoder_attention_mask=mask,
             use_cache=False,
-        ).logits[:, 0]
-        # Of these two alone it is the same ratio as after upstream's softmax over the whole vocabulary.
-        pair = logits[:, [_YES, _NO]]
-        yes: Tensor = pair.to(torch.promote_types(pair.dtype, torch.float32)).softmax(-1)[:, 0]
-        return yes
+        )
+        pair: Tensor = said.logits[:, 0, self.answer_ids]
+        return pair
 
     def evaluate(self, batch: Batch) -> Sequence[Outcome]:
         """Score a batch; the rounded recipe rounds to four decimals each answer, then the product."""

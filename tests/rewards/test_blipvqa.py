@@ -16,7 +16,7 @@ import torch
 
 from rewardzoo.cli.parity import FIXTURES
 from rewardzoo.errors import ItemError, WeightsError
-from rewardzoo.rewards import RewardModel, Score, _nouns, resolve
+from rewardzoo.rewards import RewardModel, Score, _nouns, load, resolve
 from rewardzoo.rewards._parity import load_case, read_case
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
@@ -183,3 +183,18 @@ def test_weights_named_as_transformers_does_are_read_and_score_the_same(
     files = {**case.files, "checkpoint": tmp_path / "model.safetensors"}
     again = model_class.load(replace(variant, config=case.config), files)
     assert again.score([IMAGE], [""], [PHRASES]) == exact.score([IMAGE], [""], [PHRASES])
+
+
+def test_the_mini_finds_the_phrases_of_a_prompt_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    mini = load("blipvqa:mini", device="cpu")
+    prompt = "A red circle above two blue squares, which are to the left of one green cross"
+    assert list(questions(mini, prompt, {})) == [
+        "A red circle",
+        "two blue squares",
+        "one green cross",
+        "A red circle above two blue squares",
+        "two blue squares to the left of one green cross",
+    ]
+    assert list(questions(mini, prompt, PHRASES)) == PHRASES["noun_phrases"]
+    assert list(questions(mini, "a cat", {})) == ["a cat"]

@@ -3,16 +3,17 @@
 import pytest
 
 from rewardzoo.rewards import is_on_disk, load, specs
+from rewardzoo.rewards._spec import PackagedFile
 from rewardzoo.rewards._weights import _package_path
-from rewardzoo.trainers.lab.train_minis import preference_accuracy
+from rewardzoo.trainers.lab.training import preference_accuracy
 
 MINIS = [f"{spec.name}:{v.name}" for spec in specs() for v in spec.variants if v.is_mini]
 
 
 def test_every_mini_is_shipped_and_all_together_are_small() -> None:
-    files = [f for s in specs() for v in s.variants if v.is_mini for f in v.files.values()]
+    minis = _package_path(PackagedFile("minis"))
     assert all(is_on_disk(v) for s in specs() for v in s.variants if v.is_mini)
-    assert sum(_package_path(file).stat().st_size for file in files) < 25 * 2**20
+    assert sum(file.stat().st_size for file in minis.rglob("*")) < 25e6
 
 
 @pytest.mark.parametrize("name", MINIS)

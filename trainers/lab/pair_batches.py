@@ -39,18 +39,23 @@ class Pairs:
 
 
 class PairStream(IterableDataset[Pairs]):
-    """In-domain pairs without end; neither scene of a pair has a combination kept for out-of-domain."""
+    """In-domain pairs without end; neither scene of a pair has a combination kept for out-of-domain.
 
-    def __init__(self, pairs: int, seed: int, size: int, grid: int) -> None:
+    Of the scenes that have a relation, `relations` is the share in which at least that is what differs: it
+    is the hardest to learn. The others differ in any category.
+    """
+
+    def __init__(self, pairs: int, seed: int, size: int, grid: int, relations: float = 0.0) -> None:
         self.pairs = pairs
         self.seed = seed
         self.size = size
         self.grid = grid
+        self.relations = relations
 
     def __iter__(self) -> Iterator[Pairs]:
         rng = np.random.default_rng(self.seed)
         while True:
-            pairs = [_draw_pair(rng) for _ in range(self.pairs)]
+            pairs = [_draw_pair(rng, self.relations) for _ in range(self.pairs)]
             scenes = [pair[side] for side in (0, 1) for pair in pairs]
             placed = [place(scene, rng) for scene in scenes]
             yield Pairs(
@@ -62,10 +67,11 @@ class PairStream(IterableDataset[Pairs]):
             )
 
 
-def _draw_pair(rng: np.random.Generator) -> tuple[Scene, Scene]:
+def _draw_pair(rng: np.random.Generator, relations: float) -> tuple[Scene, Scene]:
     while True:
         scene = sample_scene(rng, "in_domain")
-        other = corrupt(scene, rng)
+        related = bool(relations and scene.relations) and rng.random() < relations
+        other = corrupt(scene, rng, "relation" if related else None)
         if not HELD_OUT.intersection(other.combinations):
             return scene, other
 

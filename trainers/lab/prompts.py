@@ -26,9 +26,9 @@ MAX_TOKENS = 30
 """No prompt has more words and commas than this, so one fits 33 tokens with its special tokens."""
 
 _NUMBERS = {"a": 1, "one": 1, "two": 2, "three": 3, "four": 4}
-_PLURALS = {s: "crosses" if s == "cross" else f"{s}s" for s in SHAPES}
+PLURALS = {s: "crosses" if s == "cross" else f"{s}s" for s in SHAPES}
 _COLORS = {c: c for c in COLORS}
-_SHAPES = {s: s for s in SHAPES} | {plural: s for s, plural in _PLURALS.items()}
+_SHAPES = {s: s for s in SHAPES} | {plural: s for s, plural in PLURALS.items()}
 _RELATIONS = {
     "left of": Relation.LEFT_OF,
     "to the left of": Relation.LEFT_OF,
@@ -86,7 +86,7 @@ def _pick(options: tuple[str, ...], rng: np.random.Generator | None) -> str:
 
 
 def _kind(entity: Entity) -> str:
-    return f"{entity.color} {entity.shape if entity.count == 1 else _PLURALS[entity.shape]}"
+    return f"{entity.color} {entity.shape if entity.count == 1 else PLURALS[entity.shape]}"
 
 
 def _phrase(entity: Entity, rng: np.random.Generator | None) -> str:

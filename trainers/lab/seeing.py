@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from rewardzoo.trainers.lab.pair_batches import KINDS, Pairs
-from rewardzoo.trainers.lab.scene import MAX_COUNT
+from rewardzoo.trainers.lab.prompts import PLURALS
+from rewardzoo.trainers.lab.scene import COLORS, MAX_COUNT, SHAPES
 
 
 class SceneProbe(nn.Module):
@@ -37,6 +40,52 @@ class SceneProbe(nn.Module):
         return torch.stack([cells, counts / there.sum(), 10 * places.square().sum(-1).mean()]).sum()
 
 
+class ReadingProbe(nn.Module):
+    """Reads off a text encoder, at each "red circle", where in the picture such things are and how many.
+
+    So it learns to look up what a word means in the picture before it learns to judge: that one thing is left
+    of another is seen from two places, and from one verdict on all of a prompt hardly to be found out.
+    Trained with the encoder and thrown away, as `SceneProbe` is.
+
+    `places` and `counts` are the layers after which they should be known, `words` the ids of
+    the vocabulary, and `tokens` how many ids there are.
+    """
+
+    def __init__(
+        self, width: int, tokens: int, words: Mapping[str, int], *, places: nn.Module, counts: nn.Module
+    ) -> None:
+        super().__init__()
+        self.places = nn.Linear(width, 2)
+        self.counts = nn.Linear(width, MAX_COUNT + 1)
+        self.colors, self.shapes = torch.full((2, tokens), -1)
+        for word, token in words.items():
+            bare = word
+            for k, color in enumerate(COLORS):
+                if bare == color:
+                    self.colors[token] = k
+            for k, shape in enumerate(SHAPES):
+                if bare in (shape, PLURALS[shape]):
+                    self.shapes[token] = k
+        self._read: dict[str, Tensor] = {}
+        for name, layer in (("places", places), ("counts", counts)):
+            layer.register_forward_hook(partial(self._keep, name))
+
+    def _keep(self, name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+        self._read[name] = output[0] if isinstance(output, tuple) else output
+
+    def loss(self, input_ids: Tensor, picture: Tensor, batch: Pairs) -> Tensor:
+        """Loss of what was just read: tokens (B, L), each row with the picture (B,) of a batch."""
+        color, shape = self.colors[input_ids[:, :-1]], self.shapes[input_ids[:, 1:]]
+        row, place = ((color >= 0) & (shape >= 0)).nonzero().unbind(1)
+        kind = color[row, place] * len(SHAPES) + shape[row, place]
+        counts, centers = (known[picture[row], kind] for known in (batch.counts, batch.centers))
+        at = {name: hidden[row, place + 1].float() for name, hidden in self._read.items()}
+        there = counts > 0
+        wrong = (self.places(at["places"]) - centers)[there].square().sum(-1).mean()
+        loss: Tensor = 10 * wrong + F.cross_entropy(self.counts(at["counts"]).float(), counts)
+        return loss
+
+
 @torch.no_grad()
 def look_nearby(places: Tensor, attention: Iterable[Tensor], grid: int) -> None:
     """Start a vision tower with patches that know their place and attend to their neighbours.
@@ -51,3 +100,36 @@ def look_nearby(places: Tensor, attention: Iterable[Tensor], grid: int) -> None:
     for weight in attention:
         query, key, _ = weight.chunk(3)
         key.copy_(query)
+
+
+def blip_vision_from_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the vision tower of an open_clip checkpoint to what `transformers`' BLIP calls the same weights.
+
+    The two are one architecture where CLIP has no norm in front; BLIP's patch embedding has a bias besides.
+    """
+    places = state["visual.positional_embedding"]
+    renamed = {
+        "embeddings.class_embedding": state["visual.class_embedding"][None, None],
+        "embeddings.position_embedding": places[None],
+        "embeddings.patch_embedding.weight": state["visual.conv1.weight"],
+        "embeddings.patch_embedding.bias": torch.zeros(places.shape[1]),
+    }
+    for key, weight in state.items():
+        if key.startswith("visual.ln_post."):
+            renamed[key.replace("visual.ln_post", "post_layernorm")] = weight
+        elif key.startswith("visual.transformer.resblocks."):
+            key = key.replace("visual.transformer.resblocks", "encoder.layers")
+            for theirs, ours in _CLIP_TO_BLIP.items():
+                key = key.replace(theirs, ours)
+            renamed[key] = weight
+    return renamed
+
+
+_CLIP_TO_BLIP = {
+    "attn.in_proj_": "self_attn.qkv.",
+    "attn.out_proj": "self_attn.projection",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -5,21 +7,19 @@ import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 
 from rewardzoo.rewards import _clip, load
+from rewardzoo.trainers.lab.clip_minis import contrastive_loss, preference_loss, start, write_clip_mini
 from rewardzoo.trainers.lab.pair_batches import PairStream
-from rewardzoo.trainers.lab.train_clip_minis import contrastive_loss, preference_loss, save, start, train
-from rewardzoo.trainers.lab.train_minis import GRID, SIZE, to_pixels
+from rewardzoo.trainers.lab.training import GRID, SIZE, to_pixels, train
 
 
 @pytest.fixture(scope="module")
 def net() -> torch.nn.Module:
-    return start(None, seed=3).eval()
+    return start(load("hpsv2:mini", device="cpu").net, seed=3).eval()
 
 
 @pytest.fixture(scope="module")
 def tokenize(net, tmp_path_factory) -> _clip.Tokenize:
-    folder = tmp_path_factory.mktemp("mini")
-    save(net, folder)
-    return _clip.tokenizer(folder / "tokenizer.json", 32)
+    return write_clip_mini(net, tmp_path_factory.mktemp("mini"))
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def test_the_start_sees_and_reads_as_hpsv2s_mini_does(net, tokenize) -> None:
 
 
 def test_a_mini_is_kept_in_16_bits_and_loads_as_a_released_model_does(net, tmp_path) -> None:
-    save(net, tmp_path)
+    write_clip_mini(net, tmp_path)
     assert {weight.dtype for weight in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 2.5e6
     image = np.zeros((64, 64, 3), np.uint8)
@@ -52,8 +52,8 @@ def test_a_pair_and_its_partner_are_held_apart_by_both_losses(net, tokenize) -> 
 
 
 def test_training_changes_weights_and_leaves_them_finite(tokenize) -> None:
-    net = start(None, seed=3)
+    net = start(load("hpsv2:mini", device="cpu").net, seed=3)
     before = net.visual_projection.weight.clone()
-    train(net, lambda batch: preference_loss(net, tokenize, batch), 2, pairs=4, seed=6, lr=1e-3)
+    train(net, partial(preference_loss, net, tokenize), 2, pairs=4, seed=6, lr=1e-3)
     assert not torch.equal(before, net.visual_projection.weight)
     assert all(weight.isfinite().all() and not weight.requires_grad for weight in net.parameters())
