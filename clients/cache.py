@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
 from rewardzoo.clients.process import PerProcess
 from rewardzoo.clients.transport import Part, Reply, Transport
@@ -157,13 +158,27 @@ class _Table:
     def _open(self) -> sqlite3.Connection:
         """Return the connection, to be used in a `with`: a transaction."""
         if self._connection is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, check_same_thread=False)
+            self._connection = self._connect()
+        return self._connection
+
+    # SQLite does not wait where several processes switch a new file to its write-ahead log at a time.
+    @retry(
+        retry=retry_if_exception(lambda error: getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY),
+        wait=wait_random(0.0, 0.05),
+        stop=stop_after_delay(_BUSY_TIMEOUT),
+        reraise=True,
+    )
+    def _connect(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, check_same_thread=False)
+        try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last scores, and no more
             db.executescript(_SCHEMA)
-            self._connection = db
-        return self._connection
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db
 
     def _bytes(self, db: sqlite3.Connection) -> int:
         names = ("page_count", "freelist_count", "page_size")

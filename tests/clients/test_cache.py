@@ -201,6 +201,29 @@ def test_processes_write_and_read_at_a_time_and_lose_nothing(cache: ScoreCache, 
     assert found == [(float(i), {}) for i in range(900)]
 
 
+class BusyError(sqlite3.OperationalError):
+    """What SQLite says at once when another process is making the same new file."""
+
+    sqlite_errorcode = sqlite3.SQLITE_BUSY
+
+
+def test_a_file_that_another_process_is_making_is_opened_a_moment_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([BusyError("database is locked")] * 3)
+    connect = sqlite3.connect
+
+    def sometimes(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        if error := next(failures, None):
+            raise error
+        return connect(*args, **kwargs)
+
+    monkeypatch.setattr(sqlite3, "connect", sometimes)
+    cache = ScoreCache(tmp_path / "scores.db")
+    cache.put({b"key": (1.0, {})})
+    assert cache.get([b"key"]) == [(1.0, {})]
+
+
 def test_a_file_that_cannot_be_used_costs_no_score(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "scores.db").write_bytes(b"this is no database" * 100)
     with scorer(Counting(), ScoreCache(tmp_path / "scores.db")) as client:
