@@ -25,7 +25,7 @@ pytestmark = [
         reason="needs Gradio and Playwright: pip install 'rewardzoo[ui]' playwright",
     ),
 ]
-TOKEN = "a secret"
+TOKEN = "secret"
 WIDTHS = (1280, 400)
 
 
@@ -72,7 +72,7 @@ def page(request: pytest.FixtureRequest, browser: Any, url: str, asked: list[str
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Path]]:
     """A prompt, and pictures of which `right.png` alone shows it; one of them is broken."""
     folder = tmp_path_factory.mktemp("pictures")
-    first, *others = triples(4, seed=5)
+    first, *others = triples(4, seed=6)
     images = {"wrong": first.wrong, **{f"other-{i}": other.right for i, other in enumerate(others)}}
     for name, image in {**images, "right": first.right}.items():
         Image.fromarray(image).save(folder / f"{name}.png")
