@@ -79,7 +79,7 @@ def client_run(url: str, first: int, count: int, seed: int, done: ValueProxy[int
                 tally.missing += len(images)
                 continue
             for i, n in enumerate(numbers):
-                score, failed = result.scores[i], i in result.errors
+                score, failed = float(result.scores[i]), i in result.errors
                 tally.poisoned += i in poison and failed
                 tally.poison_scored += i in poison and not failed
                 tally.missing += i not in poison and failed
