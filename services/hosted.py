@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from rewardzoo.clients import wire
 from rewardzoo.clients.images import Pixels, decode_image, size_of
 from rewardzoo.errors import ItemError, UnavailableError
 from rewardzoo.services.batcher import Batcher, Item
 from rewardzoo.services.exchange import Deadline
+from rewardzoo.services.outcomes import plain
 from rewardzoo.services.workers import Encoded
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Scoring:
 
     def run(self, batch: Batch) -> list[Outcome]:
         """Score it, details as JSON has them."""
-        return [_plain(outcome) for outcome in self.model.run(batch)]
+        return [plain(outcome) for outcome in self.model.run(batch)]
 
 
 class _Pictures(Sequence[Pixels]):
@@ -63,15 +63,6 @@ class _Pictures(Sequence[Pixels]):
         if isinstance(image, Encoded):
             return image.pixels()
         return decode_image(image) if isinstance(image, bytes) else image
-
-
-def _plain(outcome: Outcome) -> Outcome:
-    if isinstance(outcome, ItemError) or not outcome.details:
-        return outcome
-    try:
-        return replace(outcome, details=wire.plain(outcome.details))
-    except ItemError as error:
-        return error
 
 
 @dataclass(eq=False)

@@ -14,8 +14,9 @@ import torch
 from rewardzoo.clients import wire
 from rewardzoo.clients.images import Pixels, as_payload, decode_image
 from rewardzoo.errors import ItemError
-from rewardzoo.rewards import Batch, Outcome, RewardModel, Score
+from rewardzoo.rewards import Batch, Outcome, RewardModel
 from rewardzoo.services.bulk.rows import Row
+from rewardzoo.services.outcomes import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class RowScorer:
         """Run a batch; where that fails, run its halves, so that only the items at fault have an error."""
         try:
             batch = self._batch(name, items) if batch is None else batch
-            return [_plain(outcome) for outcome in self.models[name].run(batch)]
+            return [plain(outcome) for outcome in self.models[name].run(batch)]
         except torch.AcceleratorError:
             raise
         except Exception as error:
@@ -135,12 +136,3 @@ class RowScorer:
             *self._outcomes(name, items.part(0, half), None),
             *self._outcomes(name, items.part(half, len(items)), None),
         ]
-
-
-def _plain(outcome: Outcome) -> Outcome:
-    if isinstance(outcome, ItemError) or not outcome.details:
-        return outcome
-    try:
-        return Score(outcome.value, wire.plain(outcome.details))
-    except ItemError as error:
-        return error
