@@ -1,0 +1,14 @@
+"""Generators that trainers can sample from and teach: what they ask of one, whichever model it is."""
+
+from __future__ import annotations
+
+from rewardzoo.trainers.policies.policy import (
+    ARImagePolicy,
+    LogpMode,
+    PromptBatch,
+    Rollout,
+    Sampling,
+    TokenLogprobs,
+)
+
+__all__ = ["ARImagePolicy", "LogpMode", "PromptBatch", "Rollout", "Sampling", "TokenLogprobs"]
