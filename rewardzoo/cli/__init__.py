@@ -1,4 +1,4 @@
-"""The command line: `rewardzoo list | serve | score | bulk | demo | doctor | parity | triton-export`."""
+"""The command line: `rewardzoo list | serve | score | bulk | compare | demo | doctor | parity | …`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.console import Console
 
 from rewardzoo.cli.bulk import bulk
 from rewardzoo.cli.catalog import list_rewards
+from rewardzoo.cli.compare import compare_app
 from rewardzoo.cli.demo import demo
 from rewardzoo.cli.doctor import doctor
 from rewardzoo.cli.parity import parity
@@ -27,6 +28,7 @@ app.command("list")(list_rewards)
 app.command()(serve)
 app.command()(score)
 app.command()(bulk)
+app.add_typer(compare_app, name="compare")
 app.command()(demo)
 app.command()(doctor)
 app.command()(parity)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.table import Table
 
 from rewardzoo.cli.manifest import check_format, read_manifest, write_rows
 from rewardzoo.cli.serve import parse_weights
+
+if TYPE_CHECKING:
+    from rewardzoo.clients import Scorer
 
 _ROWS_A_CALL = 256
 
@@ -44,7 +47,7 @@ def score(
     if out:
         check_format(out)  # before the work, not after it
     rows = _rows(images, prompt, manifest)
-    with closing(_scorer(reward, url, token, device, parse_weights(weights))) as scorer:
+    with closing(make_scorer(reward, url, token, device, parse_weights(weights))) as scorer:
         failed = _score_rows(rows, reward, scorer.score_result)
     if out:
         write_rows(rows, out)
@@ -63,13 +66,20 @@ def _rows(images: list[Path] | None, prompt: str | None, manifest: Path | None) 
     raise typer.BadParameter("give image files with --prompt, or --manifest FILE")
 
 
-def _scorer(
-    rewards: list[str], url: str | None, token: str | None, device: str, weights: dict[str, Path]
-) -> Any:
+def make_scorer(
+    rewards: list[str],
+    url: str | None,
+    token: str | None,
+    device: str,
+    weights: dict[str, Path],
+    *,
+    timeout: float = 120.0,
+) -> Scorer:
+    """Return a client of the server at `url`, or without one the rewards loaded in this process."""
     if url:
         from rewardzoo.clients import RewardClient
 
-        return RewardClient(url, token=token)
+        return RewardClient(url, token=token, timeout=timeout)
     from rewardzoo.local import LocalRewards
 
     return LocalRewards(rewards, device=device, weights=weights)
