@@ -18,6 +18,8 @@ Floats = NDArray[np.float64]
 
 # Numbers of a block of draws: 8 bytes each, so that 100,000 prompts cost 32 MB at a time.
 _BLOCK = 4_000_000
+# Sums of the same numbers may differ by so much; two equal rewards must not seem to differ for it.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,8 @@ class Bootstrap:
         `top` and `bottom` (P, P) have those between prompt p and q at [p, q], p <= q, and zero below. Of a
         prompt that is drawn twice, the images are not compared with their own copies.
         """
-        return np.concatenate(
-            [_quadratic(weights, top) / _quadratic(weights, bottom) for weights in self.draws(len(top))]
-        )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.concatenate([_quadratic(w, top) / _quadratic(w, bottom) for w in self.draws(len(top))])
 
     def estimate(self, value: float, drawn: Floats) -> Estimate:
         """Put the interval of what was drawn (resamples,) round a value."""
@@ -101,7 +102,7 @@ def p_value(drawn: Floats) -> float:
     known = drawn[~np.isnan(drawn)]
     if not len(known):
         return float("nan")
-    beyond = min((known <= 0).sum(), (known >= 0).sum())
+    beyond = min((known <= _ROUNDING).sum(), (known >= -_ROUNDING).sum())
     return float(min(1.0, 2 * (beyond + 1) / (len(known) + 1)))
 
 

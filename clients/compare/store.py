@@ -138,8 +138,8 @@ class ScoreStore:
 
     @property
     def rewards(self) -> list[str]:
-        """The rewards that have scored all items."""
-        return [name for name in self._provenance if not self.missing([name])]
+        """The rewards that have scored all items, by name."""
+        return [name for name in sorted(self._provenance) if not self.missing([name])]
 
     def reward(self, name: str) -> RewardInfo:
         """Say what scored, and how many items it failed at."""

@@ -22,7 +22,7 @@ from rewardzoo.errors import require
 if TYPE_CHECKING:
     from rewardzoo.clients.compare.statistics import Bootstrap
     from rewardzoo.clients.compare.store import ScoreStore
-    from rewardzoo.clients.compare.summaries import Contrast, Estimate, Summary
+    from rewardzoo.clients.compare.summaries import Accuracy, Contrast, Estimate, Summary
 
 compare_app = typer.Typer(help="Compare rewards: preferences, best-of-N, agreement.", no_args_is_help=True)
 
@@ -67,14 +67,23 @@ def preference(
     bootstrap = _begin(resamples, confidence, seed)
     from rewardzoo.clients.compare.data import find_data
     from rewardzoo.clients.compare.preference import preference as measure
+    from rewardzoo.clients.compare.ties import ACCURACY
 
     store = find_data(data, benchmark, images).store(out, name)
     _score(store, reward, url, token, device, weights)
     summary = measure(store, reward, bootstrap, _made())
-    table = _table("reward", "category", "metric", "accuracy", "pairs", "prompts")
+    rows: dict[tuple[str, str], list[Accuracy]] = {}
     for found in summary.accuracies:
-        cells = (found.reward, found.category, found.metric, _told(found.estimate, percent=True))
-        table.add_row(*cells, f"{found.pairs:,}", f"{found.prompts:,}")
+        rows.setdefault((found.category, found.metric), []).append(found)
+    table = _table("category", *(r.name for r in summary.rewards), "pairs", "prompts")
+    for (category, metric), by_reward in rows.items():
+        pairs = sorted({f"{found.pairs:,}" for found in by_reward})  # those without ties differ
+        table.add_row(
+            category if metric == ACCURACY else f"{category}, without ties",
+            *(_told(found.estimate, percent=True) for found in by_reward),
+            " ".join(pairs),
+            f"{by_reward[0].prompts:,}",
+        )
     _end(out, summary, table, summary.contrasts, percent=True)
 
 
