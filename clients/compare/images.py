@@ -84,8 +84,8 @@ class _Column:
         self._column = column
         sizes = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        self._group = -1
-        self._begin(0)
+        self._group = self._first = -1
+        self._rows: list[Any] = []
 
     def read(self, row: int) -> ImageLike:
         group = max(i for i, start in enumerate(self._starts) if start <= row)
@@ -104,7 +104,7 @@ class _Column:
     def _begin(self, group: int) -> None:
         self._group, self._first = group, self._starts[group]
         self._batches = self._iterate(group)
-        self._rows: list[Any] = []
+        self._rows = []
 
     def _iterate(self, group: int) -> Iterator[list[Any]]:
         batches = self._file.iter_batches(_ROWS, row_groups=[group], columns=[self._column])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,7 @@ def _save(path: Path, picture: NDArray[np.uint8]) -> None:
     Image.fromarray(picture).save(path)
 
 
-def _write(path: Path, rows: Sequence[dict[str, object]]) -> Path:
+def _write(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

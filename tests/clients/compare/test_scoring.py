@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +123,43 @@ def test_two_runs_do_not_score_into_one_folder(reds: list[Group], make_store: Ma
 def test_a_folder_without_data_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no items to score"):
         ScoreStore(tmp_path)
+
+
+LARGE_RUN = """
+    import json, resource, sys, time
+    from pathlib import Path
+    from rewardzoo.clients.compare.data import find_data
+    from rewardzoo.clients.compare.preference import preference
+    from rewardzoo.clients.compare.scoring import score_all
+    from rewardzoo.clients.compare.statistics import Bootstrap
+    from tests.clients.compare.conftest import Red, scorer_of
+
+    folder = Path(sys.argv[1])
+    store = find_data(str(folder / "pairs.jsonl")).store(folder / "out")
+    score_all(store, scorer_of(Red("red"), Red("anti", -1.0)), ["red", "anti"])
+    summary = preference(store, ["red", "anti"], Bootstrap(1000), {})
+    accuracies = {a.reward: a.estimate.value for a in summary.accuracies if a.category == "all"}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"pairs": store.info.pairs, "peak_mb": peak, **accuracies}))
+"""
+
+
+@pytest.mark.slow
+def test_100_000_pairs_are_compared_within_two_gigabytes(tmp_path: Path) -> None:
+    for red in range(5):
+        write_red(tmp_path / f"{red}.png", red * 20)
+    with (tmp_path / "pairs.jsonl").open("w") as file:
+        for prompt in range(10_000):
+            for i, j in combinations(range(5), 2):  # in one of ten, the less red one is chosen
+                chosen, rejected = (i, j) if prompt % 10 == 0 else (j, i)
+                row = {"prompt": f"p{prompt}", "chosen": f"{chosen}.png", "rejected": f"{rejected}.png"}
+                file.write(json.dumps(row | {"category": f"kind {prompt % 7}"}) + "\n")
+    command = [sys.executable, "-c", textwrap.dedent(LARGE_RUN), str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    told = json.loads(done.stdout)
+    assert told["pairs"] == 100_000
+    assert (told["red"], told["anti"]) == (pytest.approx(0.9), pytest.approx(0.1))
+    assert told["peak_mb"] < 2048
 
 
 SLOW_RUN = """
