@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,6 +16,7 @@ from rewardzoo.clients.compare.building import build
 from rewardzoo.clients.compare.groups import Group
 from rewardzoo.clients.compare.rows import ENDINGS, files_in, image_columns, read_rows
 from rewardzoo.clients.compare.store import ScoreStore
+from rewardzoo.errors import require
 
 HUB = "hf://"
 UNKNOWN = "unknown"
@@ -131,7 +133,7 @@ def find_data(source: str, benchmark: str | None = None, images: Path | None = N
     images where these are not beside the table.
 
     Raises:
-        ValueError: nothing is there, or its format is none of `FORMATS`.
+        ValueError: nothing is there, the hub cannot be reached, or the format is none of `FORMATS`.
         MissingExtraError: it is on the hub and `huggingface_hub` is not installed.
     """
     if benchmark and benchmark not in FORMATS:
@@ -140,20 +142,17 @@ def find_data(source: str, benchmark: str | None = None, images: Path | None = N
     known = FORMATS.get(source)
     if not path.exists() and known and known.repository:
         benchmark = benchmark or source
-        path, license_ = _fetch(known.repository, "", known.files)
+        source, path = _fetch(known.repository, "", known.files)
     elif source.startswith(HUB):
         repository, _, revision = source.removeprefix(HUB).partition("@")
         benchmark = benchmark or _named(repository)
-        path, license_ = _fetch(repository, revision, FORMATS[benchmark].files if benchmark else ())
-    elif path.exists():
-        license_ = ""
-    else:
+        source, path = _fetch(repository, revision, FORMATS[benchmark].files if benchmark else ())
+    elif not path.exists():
         named = ", ".join(name for name, form in FORMATS.items() if form.repository)
         raise ValueError(f"nothing at {source}: give a path, hf://OWNER/NAME, or one of {named}")
     benchmark = benchmark or guess_format(path)
     root = images or (path if path.is_dir() else path.parent)
-    license_ = license_ or license_beside(path) or FORMATS[benchmark].license
-    return Data(source, benchmark, path, root, license_)
+    return Data(source, benchmark, path, root, license_beside(path) or FORMATS[benchmark].license)
 
 
 def join_pools(pools: Mapping[str, Data]) -> Data:
@@ -215,22 +214,32 @@ def _named(repository: str) -> str | None:
     return next((n for n, form in FORMATS.items() if form.repository == repository), None)
 
 
-def _fetch(repository: str, revision: str, files: tuple[str, ...]) -> tuple[Path, str]:
-    from rewardzoo.errors import require
-
+def _fetch(repository: str, revision: str, files: tuple[str, ...]) -> tuple[str, Path]:
+    """Return where a data set is, with the commit, and a copy of it on this machine."""
     require("huggingface_hub", extra="compare")
-    import huggingface_hub
+    from huggingface_hub import errors, snapshot_download
 
-    found = Path(
-        huggingface_hub.snapshot_download(
-            repository,
-            repo_type="dataset",
-            revision=revision or None,
-            allow_patterns=[*files, "README.md"] if files else None,
+    wanted = [*files, "README.md"] if files else None
+    try:
+        found = snapshot_download(
+            repository, repo_type="dataset", revision=revision or None, allow_patterns=wanted
         )
-    )
-    for archive in found.glob("*.tar.gz"):
-        if not (found / archive.name.removesuffix(".tar.gz")).is_dir():
-            with tarfile.open(archive) as members:
-                members.extractall(found, filter="data")
-    return found, license_beside(found)
+    except (errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+        raise ValueError(
+            f"{HUB}{repository} cannot be fetched: {error}. Where the hub can be reached, and its terms are "
+            f"accepted if it is gated, run `hf download --repo-type dataset {repository}`, or give a path"
+        ) from error
+    folder = Path(found)
+    for archive in folder.glob("*.tar.gz"):
+        if not (folder / archive.name.removesuffix(".tar.gz")).is_dir():
+            _unpack(archive, folder)
+    return f"{HUB}{repository}@{folder.name}", folder
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack an archive so that what is in it is there whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=folder) as fresh, tarfile.open(archive) as members:
+        members.extractall(fresh, filter="data")
+        for path in Path(fresh).iterdir():
+            if not (folder / path.name).exists():
+                path.rename(folder / path.name)

@@ -53,7 +53,8 @@ class ImageReader:
             column, _, row = place.rpartition(":")
             if (file, column) not in self._columns:
                 self._columns[file, column] = _Column(self._root / file, column)
-            return self._columns[file, column].read(int(row))
+            image = self._columns[file, column].read(int(row))
+            return image if isinstance(image, bytes) else self._root / image
         return self._root / reference
 
     def close(self) -> None:
@@ -87,7 +88,7 @@ class _Column:
         self._group = self._first = -1
         self._rows: list[Any] = []
 
-    def read(self, row: int) -> ImageLike:
+    def read(self, row: int) -> bytes | str:
         group = max(i for i, start in enumerate(self._starts) if start <= row)
         if group != self._group or row < self._first:
             self._begin(group)

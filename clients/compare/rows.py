@@ -39,10 +39,10 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 def image_columns(path: Path) -> list[str]:
     """Return the columns of a Parquet file that hold images: bytes, or structs of bytes and path."""
-    from pyarrow import parquet, types
+    from pyarrow import parquet
 
     schema = parquet.read_schema(path)
-    return [f.name for f in schema if types.is_binary(f.type) or _is_image(f.type)]
+    return [f.name for f in schema if _is_image(f.type)]
 
 
 def files_in(path: Path) -> list[Path]:
@@ -74,7 +74,9 @@ def cell(row: Row, column: str, where: str) -> Any:
 def _is_image(kind: Any) -> bool:
     from pyarrow import types
 
-    return bool(types.is_struct(kind)) and any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+    if types.is_struct(kind):
+        return any(field.name == "bytes" for field in kind)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _parquet(path: Path) -> Iterator[Row]:

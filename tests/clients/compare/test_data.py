@@ -94,7 +94,8 @@ def test_a_benchmark_is_fetched_by_name_and_its_archive_unpacked(
     data = find_data("hpdv2")
     assert asked[0]["repository"] == "ymhao/HPDv2"
     assert asked[0]["allow_patterns"] == ["test.json", "test.tar.gz", "README.md"]
-    assert (data.benchmark, data.license) == ("hpdv2", "apache-2.0")
+    assert (data.benchmark, data.license, data.source) == ("hpdv2", "apache-2.0", "hf://ymhao/HPDv2@hub")
+    assert not list(hub.glob("tmp*"))
     assert [group.images for group in data.groups()] == [("test/0.jpg", "test/1.jpg")]
 
 
@@ -116,6 +117,19 @@ def test_other_data_on_the_hub_is_fetched_at_a_revision_and_read_through_links(
     )
     (group,) = data.groups()
     assert group.images == ("data/train.parquet#chosen:0", "data/train.parquet#rejected:0")
+
+
+def test_a_hub_that_cannot_be_reached_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def fail(*_: Any, **__: Any) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(
+        ValueError, match=r"cannot be fetched: no connection.*hf download --repo-type dataset a/b"
+    ):
+        find_data("hf://a/b")
 
 
 def test_a_known_repository_has_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
