@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from rewardzoo.clients.compare.statistics import Bootstrap, Floats, holm, p_value
+from rewardzoo.clients.compare.statistics import Bootstrap, Floats, contrast, corrected
 from rewardzoo.clients.compare.store import ScoreStore
-from rewardzoo.clients.compare.summaries import ALL, BestOfN, Contrast, Curve, Gap, RewardInfo
+from rewardzoo.clients.compare.summaries import ALL, BestOfN, Curve, Gap, RewardInfo
 from rewardzoo.clients.compare.tables import Indices, by_prompt, codes
 
 ORACLE, RANDOM = "oracle", "random"
@@ -74,30 +74,15 @@ def best_of_n(
             continue
         worth = _worth(scores, judged, pools)  # (P, n) by selector
         worth[RANDOM] = np.repeat(worth[ORACLE][:, :1], worth[ORACLE].shape[1], axis=1)
-        points = np.arange(1, worth[ORACLE].shape[1] + 1)
         drawn = {name: bootstrap.ratios(values, np.ones_like(values)) for name, values in worth.items()}
-        for name, values in worth.items():
-            estimates = [
-                bootstrap.estimate(values[:, k].mean(), drawn[name][:, k]) for k in range(len(points))
-            ]
-            curves.append(
-                Curve(
-                    name,
-                    split,
-                    len(pools),
-                    tuple(points.tolist()),
-                    *(tuple(getattr(e, part) for e in estimates) for part in ("value", "low", "high")),
-                )
-            )
+        curves += [_curve(name, split, worth[name], drawn[name], bootstrap) for name in worth]
         last = {name: (values[:, -1].mean(), drawn[name][:, -1]) for name, values in worth.items()}
-        gaps += [_gap(name, split, int(points[-1]), last, bootstrap) for name in names]
+        gaps += [_gap(name, split, worth[name].shape[1], last, bootstrap) for name in names]
         for a, b in combinations(names, 2):
-            difference = last[a][1] - last[b][1]
-            estimate = bootstrap.estimate(last[a][0] - last[b][0], difference)
-            contrasts.append((a, b, split, estimate, p_value(difference)))
+            value, difference = last[a][0] - last[b][0], last[a][1] - last[b][1]
+            contrasts.append(contrast(a, b, split, value, difference, bootstrap))
     if not curves:
         raise ValueError(f"{store.info.source}: no prompt has two images that {judge.name} judged")
-    corrected = holm([p for *_, p in contrasts])
     return BestOfN(
         data=store.info,
         rewards=tuple(store.reward(name) for name in names),
@@ -108,9 +93,7 @@ def best_of_n(
         judge=judge,
         curves=tuple(curves),
         gaps=tuple(gaps),
-        contrasts=tuple(
-            Contrast(*contrast, p_holm) for contrast, p_holm in zip(contrasts, corrected, strict=True)
-        ),
+        contrasts=corrected(contrasts),
     )
 
 
@@ -120,6 +103,13 @@ def _worth(scores: Mapping[str, Floats], judged: Floats, pools: Sequence[Indices
         name: np.stack([expected_picks(values[pool], judged[pool])[:most] for pool in pools])
         for name, values in scores.items()
     }
+
+
+def _curve(name: str, split: str, worth: Floats, drawn: Floats, bootstrap: Bootstrap) -> Curve:
+    prompts, most = worth.shape
+    points = [bootstrap.estimate(worth[:, k].mean(), drawn[:, k]) for k in range(most)]
+    values, low, high = zip(*((p.value, p.low, p.high) for p in points), strict=True)
+    return Curve(name, split, prompts, tuple(range(1, most + 1)), values, low, high)
 
 
 def _gap(

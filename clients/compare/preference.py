@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewardzoo.clients.compare.across_prompts import best_threshold, count_pairs
-from rewardzoo.clients.compare.statistics import Bootstrap, Floats, holm, p_value
+from rewardzoo.clients.compare.statistics import Bootstrap, Floats, contrast, corrected
 from rewardzoo.clients.compare.store import ScoreStore
-from rewardzoo.clients.compare.summaries import ALL, Accuracy, Contrast, Preference
+from rewardzoo.clients.compare.summaries import ALL, Accuracy, Preference
 from rewardzoo.clients.compare.tables import Indices, by_category, codes
 from rewardzoo.clients.compare.ties import ACCURACY, GENAI_BENCH, RULES, Labels, Rule, fit_threshold
 
@@ -50,10 +50,8 @@ def preference(
     contrasts = []
     for a, b in combinations(names, 2):
         one, other = overall[a, ALL, ACCURACY], overall[b, ALL, ACCURACY]
-        drawn = one.drawn - other.drawn
         value = one.accuracy.estimate.value - other.accuracy.estimate.value
-        contrasts.append((a, b, bootstrap.estimate(value, drawn), p_value(drawn)))
-    corrected = holm([p for *_, p in contrasts])
+        contrasts.append(contrast(a, b, ALL, value, one.drawn - other.drawn, bootstrap))
     return Preference(
         data=store.info,
         rewards=tuple(store.reward(name) for name in names),
@@ -63,10 +61,7 @@ def preference(
         made=made,
         rule=GENAI_BENCH if across else rule_of(store.info.benchmark).text,
         accuracies=tuple(m.accuracy for m in measured),
-        contrasts=tuple(
-            Contrast(a, b, ALL, difference, p, p_holm)
-            for (a, b, difference, p), p_holm in zip(contrasts, corrected, strict=True)
-        ),
+        contrasts=corrected(contrasts),
     )
 
 

@@ -7,12 +7,12 @@ rewards are drawn alike, so that a difference of two is paired. Intervals are pe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rewardzoo.clients.compare.summaries import Estimate
+from rewardzoo.clients.compare.summaries import Contrast, Estimate
 
 Floats = NDArray[np.float64]
 
@@ -117,6 +117,17 @@ def holm(p: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (known - rank) * values[place]))
         corrected[place] = running
     return [float(value) for value in corrected]
+
+
+def contrast(a: str, b: str, split: str, value: float, drawn: Floats, bootstrap: Bootstrap) -> Contrast:
+    """Put a difference `a - b` and its draws (resamples,) into words; `corrected` sets its `p_holm`."""
+    return Contrast(a, b, split, bootstrap.estimate(value, drawn), p_value(drawn), float("nan"))
+
+
+def corrected(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
+    """Correct the p-values of all contrasts of a summary."""
+    values = holm([found.p for found in contrasts])
+    return tuple(replace(found, p_holm=p) for found, p in zip(contrasts, values, strict=True))
 
 
 def kendall(a: ArrayLike, b: ArrayLike) -> float:
