@@ -11,6 +11,7 @@ script.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -112,7 +113,10 @@ def main(
 ) -> None:
     place = pick_device(device)
     sizes = [int(size) for size in batches.split(",")]
-    hardware = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.processor()
+    on_cuda = place.type == "cuda"
+    hardware = (
+        torch.cuda.get_device_name(place) if on_cuda else f"{platform.machine()}, {os.cpu_count()} CPUs"
+    )
     result: dict[str, Any] = {
         "hardware": hardware,
         "torch": torch.__version__,
@@ -137,7 +141,7 @@ def main(
         }
         result["rewards"][name] = found
         del net, model
-        if place.type == "cuda":
+        if on_cuda:
             torch.cuda.empty_cache()
     print(json.dumps(result, indent=1))
     if out is not None:
