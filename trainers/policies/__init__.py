@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rewardzoo.trainers.policies.janus import JanusPolicy
 from rewardzoo.trainers.policies.policy import (
     ARImagePolicy,
     LogpMode,
@@ -11,4 +12,4 @@ from rewardzoo.trainers.policies.policy import (
     TokenLogprobs,
 )
 
-__all__ = ["ARImagePolicy", "LogpMode", "PromptBatch", "Rollout", "Sampling", "TokenLogprobs"]
+__all__ = ["ARImagePolicy", "JanusPolicy", "LogpMode", "PromptBatch", "Rollout", "Sampling", "TokenLogprobs"]

@@ -68,7 +68,10 @@ class Rollout(NamedTuple):
 
 
 class TokenLogprobs(NamedTuple):
-    """Log-probability of each image token, and entropy (nats) of what it was drawn from; float32 (B, N)."""
+    """Log-probability of each image token under the `logp_mode`, and entropy (nats) of that distribution.
+
+    Both are float32 (B, N).
+    """
 
     logprobs: Tensor
     entropy: Tensor

@@ -1,0 +1,235 @@
+"""Janus and Janus-Pro as a policy: sampling, teacher forcing, decoding, freezing, files."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from rewardzoo.trainers.policies import checkpoints
+from rewardzoo.trainers.policies.kv_cache import with_room
+from rewardzoo.trainers.policies.policy import PromptBatch, Rollout, Sampling, TokenLogprobs
+from rewardzoo.trainers.policies.token_probabilities import draw, guide, score_tokens
+
+_DECODED_AT_ONCE = 16
+_GENERATION = ("generation_head", "generation_embeddings", "generation_aligner")
+
+
+class JanusPolicy(nn.Module):
+    """`JanusForConditionalGeneration` and its processor as an `ARImagePolicy`.
+
+    Trained are the language model and, unless `train_head` is false, what reads and writes image tokens:
+    generation head, embeddings and aligner (T2I-R1 freezes these three). Vision tower, its aligner, VQ and
+    text head are frozen always; where the text head is tied to the input embeddings it follows them.
+    """
+
+    def __init__(self, janus: Any, processor: Any, *, train_head: bool = True) -> None:
+        super().__init__()
+        text = janus.config.text_config
+        if text.attention_dropout:
+            raise ValueError(
+                f"attention_dropout is {text.attention_dropout}: what is sampled and what is trained would "
+                "have other probabilities. Set it to 0 in the text_config."
+            )
+        self.janus = janus
+        self.processor = processor
+        self.tokens_per_image: int = janus.config.vq_config.num_patches**2
+        tokenizer = processor.tokenizer
+        self._pad: int = tokenizer.pad_token_id
+        self._kept = (tokenizer.bos_token_id, tokenizer.convert_tokens_to_ids(tokenizer.boi_token))
+        janus.requires_grad_(False)
+        for part in ("language_model", *(_GENERATION if train_head else ())):
+            getattr(janus.model, part).requires_grad_(True)
+        self.eval()
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        revision: str | None = None,
+        attention: str | None = None,
+        train_head: bool = True,
+    ) -> Self:
+        """Load from a folder, a hub repository (deepseek-community/Janus-Pro-1B, -7B), or the lab: "mini".
+
+        `attention` is `transformers`' `attn_implementation`, by default the best that is installed.
+
+        Raises:
+            WeightsError: it cannot be read, is no Janus or has no processor. The message says what to do.
+        """
+        janus, processor = checkpoints.read(name_or_path, revision=revision, dtype=dtype, attention=attention)
+        return cls(janus, processor, train_head=train_head).to(device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def encode(self, prompts: Sequence[str]) -> PromptBatch:
+        """Tokenise prompts as `transformers` does for images: chat template, then begin-of-image.
+
+        Of Janus-Pro that is `<|User|>: PROMPT\\n\\n<|Assistant|>:<begin_of_image>`; a processor without a
+        chat template takes prompts as they are.
+        """
+        texts = list(prompts)
+        if self.processor.chat_template is not None:
+            texts = [self.processor.apply_chat_template(_said(t), add_generation_prompt=True) for t in texts]
+        inputs = self.processor(
+            text=texts, generation_mode="image", padding=True, padding_side="left", return_tensors="pt"
+        )
+        return PromptBatch(inputs["input_ids"], inputs["attention_mask"])
+
+    def unconditional(self, prompts: PromptBatch, rows: Tensor | None = None) -> PromptBatch:
+        """Replace all but the begin-of-sentence and begin-of-image tokens by padding that is attended to.
+
+        So a blank prompt is as long as the one that it stands for, as in Janus and in `transformers`.
+        """
+        ids = prompts.input_ids
+        blank = (ids != self._kept[0]) & (ids != self._kept[1])
+        if rows is not None:
+            blank = blank & rows.to(ids.device)[:, None]
+        return PromptBatch(ids.masked_fill(blank, self._pad), prompts.attention_mask)
+
+    @torch.no_grad()
+    def sample(self, prompts: PromptBatch, uniforms: Tensor, sampling: Sampling) -> Rollout:
+        """Sample an image for each prompt; see `ARImagePolicy.sample`.
+
+        A prompt that repeats is read once. At guidance 1 there is no unconditional pass.
+        """
+        wanted = (len(prompts), self.tokens_per_image)
+        if uniforms.shape != wanted:
+            raise ValueError(f"uniforms are {tuple(uniforms.shape)}, these prompts need {wanted}")
+        if not bool(((uniforms >= 0) & (uniforms < 1)).all()):
+            raise ValueError("uniforms must be in [0, 1): draw them with torch.rand(…, dtype=torch.float64)")
+        training = self.training
+        self.eval()  # a layer in training mode with gradient checkpointing ignores the cache
+        try:
+            return self._sample(prompts.to(self.device), uniforms.to(self.device, torch.float64), sampling)
+        finally:
+            self.train(training)
+
+    def _sample(self, prompts: PromptBatch, uniforms: Tensor, sampling: Sampling) -> Rollout:
+        guided = sampling.guidance_scale != 1
+        read = self._with_unconditional(prompts) if guided else prompts  # R = 2B rows with guidance, else B
+        length, steps = read.input_ids.shape[1], uniforms.shape[1]
+        once, rows = torch.unique(
+            torch.cat([read.input_ids, read.attention_mask], 1), dim=0, return_inverse=True
+        )
+        prefix = DynamicCache(config=self.janus.config.text_config)
+        states = self._language(self._embed(once[:, :length]), once[:, length:], cache=prefix)[:, -1][rows]
+        cache = with_room(prefix, rows, steps - 1)
+        mask = torch.cat([read.attention_mask, read.attention_mask.new_ones(len(rows), steps - 1)], 1)
+        tokens, logprobs = [], []
+        for step in range(steps):
+            logits = self.janus.model.generation_head(states).float()  # (R, V)
+            conditional, unconditional = logits.chunk(2) if guided else (logits, None)
+            drawn_from = guide(conditional, unconditional, sampling.guidance_scale) / sampling.temperature
+            token = draw(drawn_from, uniforms[:, step])  # (B,)
+            scored = conditional if sampling.logp_mode == "cond" else drawn_from
+            tokens.append(token)
+            logprobs.append(scored.log_softmax(-1).gather(1, token[:, None])[:, 0])
+            if step + 1 < steps:
+                written = self.janus.prepare_embeddings_for_image_generation(token[:, None])
+                written = written.repeat(2, 1, 1) if guided else written
+                states = self._language(written, mask[:, : length + step + 1], cache=cache)[:, -1]
+        return Rollout(torch.stack(tokens, 1), torch.stack(logprobs, 1))
+
+    def forward(self, prompts: PromptBatch, tokens: Tensor, sampling: Sampling) -> TokenLogprobs:
+        """Log-probabilities of image tokens (B, N) under teacher forcing; see `ARImagePolicy.forward`."""
+        if tokens.shape != (wanted := (len(prompts), self.tokens_per_image)):
+            raise ValueError(f"tokens are {tuple(tokens.shape)}, these prompts need {wanted}")
+        prompts, tokens = prompts.to(self.device), tokens.to(self.device)
+        head, codes = self.janus.model.generation_head, self.janus.config.vq_config.num_embeddings
+        if sampling.logp_mode == "cond":
+            return score_tokens(head, self._states(prompts, tokens), None, tokens, codes=codes)
+        scale, temperature = sampling.guidance_scale, sampling.temperature
+        detach = sampling.logp_mode == "cfg_detach_uncond"
+        if scale == 1:
+            conditional, unconditional = self._states(prompts, tokens), None
+        elif detach:
+            conditional = self._states(prompts, tokens)
+            with torch.no_grad():
+                unconditional = self._states(self.unconditional(prompts), tokens)
+        else:
+            both = self._states(self._with_unconditional(prompts), tokens.repeat(2, 1))
+            conditional, unconditional = both.chunk(2)
+        return score_tokens(
+            head,
+            conditional,
+            unconditional,
+            tokens,
+            codes=codes,
+            scale=scale,
+            temperature=temperature,
+            detach_unconditional=detach,
+        )
+
+    def _states(self, prompts: PromptBatch, tokens: Tensor) -> Tensor:
+        """Hidden states (B, N, D) that predict `tokens` (B, N), each from all that comes before it."""
+        images = self.janus.prepare_embeddings_for_image_generation(tokens[:, :-1])
+        embeds = torch.cat([self._embed(prompts.input_ids), images], 1)
+        mask = torch.cat([prompts.attention_mask, prompts.attention_mask.new_ones(images.shape[:2])], 1)
+        return self._language(embeds, mask)[:, -tokens.shape[1] :]
+
+    def _language(self, embeds: Tensor, mask: Tensor, cache: Any = None) -> Tensor:
+        """Hidden states (B, T, D) of the last T columns of `mask` (B, S); its ones count the positions."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+        out: Tensor = self.janus.model.language_model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+        return out
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        embeds: Tensor = self.janus.get_input_embeddings()(ids)
+        return embeds
+
+    def _with_unconditional(self, prompts: PromptBatch) -> PromptBatch:
+        """The B prompts, then each one's blank: (2B, L)."""
+        blank = self.unconditional(prompts).input_ids
+        return PromptBatch(torch.cat([prompts.input_ids, blank]), prompts.attention_mask.repeat(2, 1))
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> NDArray[np.uint8]:
+        """Turn tokens (B, N) into pictures, uint8 (B, H, W, 3), rounded down as Janus's own code does."""
+        pictures = []
+        for some in torch.split(tokens.to(self.device), _DECODED_AT_ONCE):
+            pixels = self.janus.decode_image_tokens(some).float()  # in [-1, 1] and somewhat beyond
+            pictures.append(((pixels + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).cpu().numpy())
+        return np.concatenate(pictures)
+
+    def reference(self) -> Self:
+        """Give a frozen policy that stays as this one is now.
+
+        What is trained is copied; what is frozen, the tokenizer too, is shared.
+        """
+        shared: list[Any] = [p for p in self.parameters() if not p.requires_grad]
+        shared += [*self.buffers(), self.processor]
+        frozen = copy.deepcopy(self, {id(thing): thing for thing in shared})
+        return frozen.requires_grad_(False).eval()
+
+    def save(self, folder: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Write weights, configuration and processor, for `load` here and for `transformers`.
+
+        `state_dict` are this policy's weights where they are not in the module itself: gathered from FSDP.
+        """
+        own = None if state_dict is None else {k.removeprefix("janus."): v for k, v in state_dict.items()}
+        self.janus.save_pretrained(folder, state_dict=own)
+        self.processor.save_pretrained(folder)
+
+
+def _said(prompt: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
