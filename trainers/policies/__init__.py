@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rewardzoo.trainers.policies.janus import JanusPolicy
+from rewardzoo.trainers.policies.lora import LoRA
 from rewardzoo.trainers.policies.policy import (
     ARImagePolicy,
     LogpMode,
@@ -12,4 +13,13 @@ from rewardzoo.trainers.policies.policy import (
     TokenLogprobs,
 )
 
-__all__ = ["ARImagePolicy", "JanusPolicy", "LogpMode", "PromptBatch", "Rollout", "Sampling", "TokenLogprobs"]
+__all__ = [
+    "ARImagePolicy",
+    "JanusPolicy",
+    "LoRA",
+    "LogpMode",
+    "PromptBatch",
+    "Rollout",
+    "Sampling",
+    "TokenLogprobs",
+]

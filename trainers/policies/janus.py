@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from rewardzoo.trainers.policies import checkpoints
+from rewardzoo.trainers.policies import checkpoints, lora
 from rewardzoo.trainers.policies.kv_cache import with_room
 from rewardzoo.trainers.policies.policy import PromptBatch, Rollout, Sampling, TokenLogprobs
 from rewardzoo.trainers.policies.token_probabilities import draw, guide, score_tokens
@@ -27,7 +27,12 @@ class JanusPolicy(nn.Module):
 
     Trained are the language model and, unless `train_head` is false, what reads and writes image tokens:
     generation head, embeddings and aligner (T2I-R1 freezes these three). Vision tower, its aligner, VQ and
-    text head are frozen always; where the text head is tied to the input embeddings it follows them.
+    text head are frozen always; where the text head is tied to the input embeddings it follows them. With
+    adapters (`adapt`, or `adapter` in `load`) these alone are trained.
+
+    DDP wraps it as it is. For FSDP2 take the `reference` before sharding and shard it likewise, and hand
+    "sample" and "decode" to `torch.distributed.fsdp.register_fsdp_forward_method`. Do not reshard layers
+    after the forward pass (`reshard_after_forward=False`), or each token gathers each of them anew.
     """
 
     def __init__(self, janus: Any, processor: Any, *, train_head: bool = True) -> None:
@@ -47,6 +52,7 @@ class JanusPolicy(nn.Module):
         janus.requires_grad_(False)
         for part in ("language_model", *(_GENERATION if train_head else ())):
             getattr(janus.model, part).requires_grad_(True)
+        self._peft: tuple[Any, ...] = ()  # a tuple, for its modules are those of `janus`
         self.eval()
 
     @classmethod
@@ -59,16 +65,46 @@ class JanusPolicy(nn.Module):
         revision: str | None = None,
         attention: str | None = None,
         train_head: bool = True,
+        adapter: str | Path | None = None,
     ) -> Self:
         """Load from a folder, a hub repository (deepseek-community/Janus-Pro-1B, -7B), or the lab: "mini".
 
-        `attention` is `transformers`' `attn_implementation`, by default the best that is installed.
+        `attention` is `transformers`' `attn_implementation`, by default the best that is installed;
+        `adapter` the folder of a saved LoRA adapter.
 
         Raises:
             WeightsError: it cannot be read, is no Janus or has no processor. The message says what to do.
         """
         janus, processor = checkpoints.read(name_or_path, revision=revision, dtype=dtype, attention=attention)
-        return cls(janus, processor, train_head=train_head).to(device)
+        policy = cls(janus, processor, train_head=train_head)
+        if adapter is not None:
+            policy._peft = (lora.read(janus, adapter),)
+        return policy.to(device)
+
+    def adapt(self, adapters: lora.LoRA) -> Self:
+        """Add fresh LoRA adapters to the language model, and train these alone; return the policy."""
+        if self._peft:
+            raise ValueError("this policy has adapters already; load the base to begin anew")
+        self._peft = (lora.add(self.janus, adapters),)
+        return self
+
+    def gradient_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the language model's layers in the backward pass, in training mode, to save memory."""
+        language = self.janus.model.language_model
+        if enable:
+            language.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            language.gradient_checkpointing_disable()
+
+    def parameter_counts(self) -> dict[str, tuple[int, int]]:
+        """How many parameters each part has: those that are trained, and all."""
+        counts: dict[str, tuple[int, int]] = {}
+        for name, parameter in self.named_parameters():
+            part = name.removeprefix("janus.").removeprefix("model.").partition(".")[0]
+            trained, total = counts.get(part, (0, 0))
+            size = parameter.numel()
+            counts[part] = (trained + size * parameter.requires_grad, total + size)
+        return counts
 
     @property
     def device(self) -> torch.device:
@@ -211,6 +247,23 @@ class JanusPolicy(nn.Module):
             pictures.append(((pixels + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).cpu().numpy())
         return np.concatenate(pictures)
 
+    def decode_partial(self, tokens: Tensor, n: int) -> NDArray[np.uint8]:
+        """Show an image after its first `n` tokens, uint8 (B, H, W, 3): what is not yet drawn is grey, 128.
+
+        Tokens are written row by row, so the upper part is final. (Show-o, which PARM was made for, guesses
+        the whole image at each of its steps.)
+        """
+        if not 1 <= n <= self.tokens_per_image:
+            raise ValueError(f"n must be from 1 to {self.tokens_per_image}, got {n}")
+        # The decoder sees some cells around; the last one drawn disturbs its neighbours least.
+        filled = torch.cat([tokens[:, :n], tokens[:, n - 1 : n].expand(-1, self.tokens_per_image - n)], 1)
+        pictures = self.decode(filled)
+        side = self.janus.config.vq_config.num_patches
+        cell = pictures.shape[1] // side
+        blank = (np.arange(side * side) >= n).reshape(side, side)
+        pictures[:, blank.repeat(cell, 0).repeat(cell, 1)] = 128
+        return pictures
+
     def reference(self) -> Self:
         """Give a frozen policy that stays as this one is now.
 
@@ -224,9 +277,16 @@ class JanusPolicy(nn.Module):
     def save(self, folder: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Write weights, configuration and processor, for `load` here and for `transformers`.
 
+        Adapters are merged into the weights, and written alone into the folder `adapter` for peft.
         `state_dict` are this policy's weights where they are not in the module itself: gathered from FSDP.
         """
-        own = None if state_dict is None else {k.removeprefix("janus."): v for k, v in state_dict.items()}
+        if state_dict is None:
+            state_dict = self.state_dict()
+        own = {name.removeprefix("janus."): weight for name, weight in state_dict.items()}
+        for peft in self._peft:
+            theirs = {f"base_model.model.{name}": weight for name, weight in own.items()}
+            peft.save_pretrained(str(Path(folder) / lora.ADAPTER), state_dict=theirs)
+            own = lora.merged(self.janus, own)
         self.janus.save_pretrained(folder, state_dict=own)
         self.processor.save_pretrained(folder)
 

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from rewardzoo.trainers.policies.policy import TokenLogprobs
 
 LOGITS_AT_ONCE = 2**24
-"""How many float32 logits are held at a time: 64 MiB, and some times that while they are worked on."""
+"""How many float32 logits are made at a time: 64 MiB, or one image's, and a few times that at work."""
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
@@ -48,8 +48,8 @@ def score_tokens(
     """Log-probability and entropy of image tokens, from the hidden states that predict them.
 
     `conditional` and `unconditional` are (B, N, D), `tokens` int64 (B, N); `head` turns states into logits
-    over `codes` codes. Logits are made some at a time, and made anew in the backward pass rather than kept:
-    those of one image of Janus-Pro are 37 MB in float32, several times over.
+    over `codes` codes. Logits are made for a few images at a time, and made anew in the backward pass rather
+    than kept: those of one image of Janus-Pro are 37 MB in float32, several times over.
     """
 
     def score(states: Tensor, blank: Tensor | None, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,17 +59,16 @@ def score_tokens(
                 blank_logits = head(blank).float()
             logits = guide(logits, blank_logits, scale)
         logprobs = (logits / temperature).log_softmax(-1)
-        return logprobs.gather(-1, ids[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+        return logprobs.gather(-1, ids[..., None])[..., 0], -(logprobs.exp() * logprobs).sum(-1)
 
-    rows = max(1, LOGITS_AT_ONCE // codes)
-    states, ids = torch.split(conditional.flatten(0, 1), rows), torch.split(tokens.flatten(), rows)
+    images = max(1, LOGITS_AT_ONCE // (tokens.shape[1] * codes))
+    states, ids = torch.split(conditional, images), torch.split(tokens, images)
     blanks: Sequence[Tensor | None] = [None] * len(ids)
     if unconditional is not None:
-        blanks = torch.split(unconditional.flatten(0, 1), rows)
+        blanks = torch.split(unconditional, images)
     recompute = torch.is_grad_enabled() and len(ids) > 1
     parts = [
         checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False) if recompute else score(*part)
         for part in zip(states, blanks, ids, strict=True)
     ]
-    logprobs, entropy = (torch.cat(column).view(tokens.shape) for column in zip(*parts, strict=True))
-    return TokenLogprobs(logprobs, entropy)
+    return TokenLogprobs(*(torch.cat(column) for column in zip(*parts, strict=True)))

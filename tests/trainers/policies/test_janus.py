@@ -246,3 +246,59 @@ def test_dropout_is_refused() -> None:
     janus.config.text_config.attention_dropout = 0.1
     with pytest.raises(ValueError, match="Set it to 0"):
         JanusPolicy(janus, make_processor())
+
+
+def test_gradient_checkpointing_runs_layers_twice_and_changes_no_gradient(policy: JanusPolicy) -> None:
+    sampling = Sampling(3.0, logp_mode="cfg")
+    prompts, images = rollout(policy, sampling)
+
+    def gradients() -> list[torch.Tensor]:
+        policy.zero_grad()
+        policy(prompts, images.tokens, sampling).logprobs.sum().backward()
+        return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
+
+    norms = 0
+
+    def count(*_: Any) -> None:
+        nonlocal norms
+        norms += 1
+
+    policy.train()
+    policy.janus.model.language_model.layers[0].input_layernorm.register_forward_hook(count)
+    plain = gradients()
+    assert norms == 1
+    policy.gradient_checkpointing()
+    recomputed = gradients()
+    assert norms == 3
+    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+    assert torch.equal(rollout(policy, sampling)[1].tokens, images.tokens)  # the cache is still used
+    policy.gradient_checkpointing(False)
+    norms = 0
+    gradients()
+    assert norms == 1
+
+
+def test_a_partial_picture_is_final_above_and_grey_below(policy: JanusPolicy) -> None:
+    tokens = torch.randint(CODES, (2, N), generator=torch.Generator().manual_seed(0))
+    whole = policy.decode(tokens)
+    assert np.array_equal(policy.decode_partial(tokens, N), whole)
+    part = policy.decode_partial(tokens, 6)  # a row of four cells and half of the next
+    assert (part[:, 8:] == 128).all()
+    assert (part[:, 4:8, 8:] == 128).all()
+    assert not (part[:, :4] == 128).all()
+    hidden = tokens.clone()
+    hidden[:, 6:] = 0
+    assert np.array_equal(policy.decode_partial(hidden, 6), part)
+    with pytest.raises(ValueError, match="from 1 to 16"):
+        policy.decode_partial(tokens, 0)
+
+
+def test_autocast_to_bfloat16_keeps_logprobs_in_float32(policy: JanusPolicy) -> None:
+    sampling = Sampling(3.0, logp_mode="cfg")
+    prompts, images = rollout(policy, sampling)
+    with torch.autocast("cpu", torch.bfloat16):
+        forced = policy(prompts, images.tokens, sampling)
+        sampled = policy.sample(prompts, uniforms(3), sampling)
+    assert forced.logprobs.dtype == forced.entropy.dtype == sampled.logprobs.dtype == torch.float32
+    off = (forced.logprobs - images.logprobs).abs()
+    assert 0 < off.mean() < 0.2  # bfloat16's own rounding, times the guidance
