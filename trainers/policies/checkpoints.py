@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from huggingface_hub import constants
 from transformers import AutoConfig, AutoProcessor, JanusForConditionalGeneration
 
 from rewardzoo.errors import WeightsError
+
+logger = logging.getLogger(__name__)
 
 MINI = Path(__file__).parent / "minis" / "generator"
 
@@ -68,6 +71,8 @@ def read(
         raise _unreadable(source, revision, error) from error
     if wrong := {kind: sorted(map(str, keys))[:3] for kind, keys in report.items() if keys}:
         raise WeightsError(f"{source} does not fit Janus's architecture: {wrong}")
+    if (commit := getattr(config, "_commit_hash", None)) is not None:
+        logger.info("%s at commit %s", source, commit)
     return net, processor
 
 

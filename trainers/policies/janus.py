@@ -148,7 +148,7 @@ class JanusPolicy(nn.Module):
         if not bool(((uniforms >= 0) & (uniforms < 1)).all()):
             raise ValueError("uniforms must be in [0, 1): draw them with torch.rand(…, dtype=torch.float64)")
         training = self.training
-        self.eval()  # a layer in training mode with gradient checkpointing ignores the cache
+        self.train(False)  # a layer in training mode with gradient checkpointing ignores the cache
         try:
             return self._sample(prompts.to(self.device), uniforms.to(self.device, torch.float64), sampling)
         finally:
