@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,13 +23,27 @@ KINDS = [(color, shape) for color in COLORS for shape in SHAPES]
 ImageBatch = NDArray[np.uint8]
 
 
+class Layouts(Protocol):
+    """What is where in N pictures: `counts_of`, `centers_of` and `cells_of` each."""
+
+    @property
+    def counts(self) -> Tensor:
+        """Objects of each kind (N, K)."""
+
+    @property
+    def centers(self) -> Tensor:
+        """Their mean place in [0, 1], x and y, NaN where there are none (N, K, 2)."""
+
+    @property
+    def cells(self) -> Tensor:
+        """The kind seen at the middle of each cell of a G x G grid, K where there is none (N, G * G)."""
+
+
 @dataclass(frozen=True)
 class Pairs:
     """P pairs of scenes one attribute apart; rows p and P + p of everything are a pair.
 
-    `images` uint8 (2P, S, S, 3); `counts` (2P, K) objects of each kind; `centers` (2P, K, 2) their mean
-    place in [0, 1], NaN where there are none; `cells` (2P, G * G) the kind seen at the middle of each
-    cell of a G x G grid, K where there is none.
+    `images` uint8 (2P, S, S, 3); `counts`, `centers` and `cells` as in `Layouts`.
     """
 
     images: ImageBatch
@@ -61,9 +76,9 @@ class PairStream(IterableDataset[Pairs]):
             yield Pairs(
                 np.stack([draw(objects, rng, self.size) for objects in placed]),
                 [prompt_of(scene, "compositional", rng) for scene in scenes],
-                torch.stack([_counts(objects) for objects in placed]),
-                torch.stack([_centers(objects) for objects in placed]),
-                torch.stack([_cells(objects, self.grid) for objects in placed]),
+                torch.stack([counts_of(objects) for objects in placed]),
+                torch.stack([centers_of(objects) for objects in placed]),
+                torch.stack([cells_of(objects, self.grid) for objects in placed]),
             )
 
 
@@ -80,19 +95,21 @@ def _kind(item: Placed) -> int:
     return KINDS.index((item.color, item.shape))
 
 
-def _counts(objects: Sequence[Placed]) -> Tensor:
+def counts_of(objects: Sequence[Placed]) -> Tensor:
+    """Count the objects of each kind: int64 (K,)."""
     return torch.bincount(torch.tensor([_kind(o) for o in objects]), minlength=len(KINDS))
 
 
-def _centers(objects: Sequence[Placed]) -> Tensor:
+def centers_of(objects: Sequence[Placed]) -> Tensor:
+    """Give the mean place of each kind, NaN where there are none: (K, 2)."""
     total = torch.zeros(len(KINDS), 2)
     for item in objects:
         total[_kind(item)] += torch.tensor([item.x, item.y])
-    return total / _counts(objects)[:, None]
+    return total / counts_of(objects)[:, None]
 
 
-def _cells(objects: Sequence[Placed], grid: int) -> Tensor:
-    """A cell shows the object that its middle, give or take a little, lies in."""
+def cells_of(objects: Sequence[Placed], grid: int) -> Tensor:
+    """Give the kind that each cell shows (G * G,): that of the object its middle, or nearly, lies in."""
     middle = (torch.arange(grid) + 0.5) / grid
     cells = torch.full((grid, grid), len(KINDS))
     for item in objects:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from rewardzoo.trainers.lab.pair_batches import KINDS, Pairs
+from rewardzoo.trainers.lab.pair_batches import KINDS, Layouts, Pairs
 from rewardzoo.trainers.lab.prompts import PLURALS
 from rewardzoo.trainers.lab.scene import COLORS, MAX_COUNT, SHAPES
 
@@ -29,7 +29,7 @@ class SceneProbe(nn.Module):
         self.counts = nn.Linear(pooled_width, len(KINDS) * (MAX_COUNT + 1))
         self.centers = nn.Linear(pooled_width, len(KINDS) * 2)
 
-    def loss(self, patches: Tensor, pooled: Tensor, batch: Pairs) -> Tensor:
+    def loss(self, patches: Tensor, pooled: Tensor, batch: Layouts) -> Tensor:
         """Cross-entropy of cells and counts, squared error of places: patches (B, G*G, D), pooled (B, E)."""
         cells = F.cross_entropy(self.cells(patches).flatten(0, 1), batch.cells.flatten())
         counts = F.cross_entropy(

@@ -1,0 +1,63 @@
+"""Train the mini generator that ships in the package: `python -m rewardzoo.trainers.lab.train_generator`.
+
+It sees pictures of in-domain scenes alone, and captions in the style of the lab's in-domain prompts but for a
+share, `SHORT`, in the short style of out-of-domain ones. No combination of `HELD_OUT` is ever in either. A
+share of captions, `CORRUPTED`, says one thing that is false of its picture, and training ends before the rest
+is learned: so rewards have something to teach.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from transformers import JanusForConditionalGeneration
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from rewardzoo.trainers.lab.captions import tokenize_scenes
+from rewardzoo.trainers.lab.generator import build, janus_config, save, train_language_model
+from rewardzoo.trainers.lab.generator_report import report, show
+from rewardzoo.trainers.lab.vq import reconstruction_accuracy, train_vq
+
+OUT = Path(__file__).parents[1] / "policies" / "minis" / "generator"
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = OUT,
+    vq_steps: Annotated[int, typer.Option(help="Steps of 8 pictures for the VQ model.")] = 2200,
+    images: Annotated[int, typer.Option(help="Pictures for the language model.")] = 32_000,
+    steps: Annotated[int, typer.Option(help="Steps of 32 pictures for the language model.")] = 1800,
+    seed: Annotated[int, typer.Option(help="Seed of the weights, scenes and captions.")] = 0,
+    sheet: Annotated[Path | None, typer.Option(help="PNG to write samples to.")] = None,
+    keep_vq: Annotated[bool, typer.Option(help="Take the VQ model from `out`, trained before.")] = False,
+) -> None:
+    """Train the mini generator and print how often the exact judge finds its pictures right."""
+    config = janus_config()
+    if keep_vq:
+        shipped = JanusForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
+        vq = shipped.model.vqmodel
+    else:
+        torch.manual_seed(seed)
+        vq = JanusVQVAE(config.vq_config)
+        train_vq(vq, vq_steps, seed=seed)
+    torch.manual_seed(seed)
+    net = build(config)
+    net.model.vqmodel.load_state_dict(vq.half().state_dict())  # the codes of what ships, which has 16 bits
+    save(net, out)
+    right = reconstruction_accuracy(net.model.vqmodel, 1000, seed + 1)
+    print(f"reconstructions judged right: {right:.3f}", flush=True)
+    data = tokenize_scenes(net.model.vqmodel, images, seed + 2)
+    print(
+        f"codes in use: {data.tokens.unique().numel()} of {net.config.vq_config.num_embeddings}", flush=True
+    )
+    train_language_model(net, data, steps, seed=seed)
+    save(net, out)
+    report(out, seed + 4)
+    if sheet is not None:
+        show(out, sheet, seed + 5)
+
+
+if __name__ == "__main__":
+    typer.run(main)
