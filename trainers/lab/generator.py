@@ -37,7 +37,7 @@ from rewardzoo.trainers.lab.vocabularies import janus_tokenizer
 from rewardzoo.trainers.lab.vq import codes
 
 TOKENS = GRID * GRID
-GUIDANCE_SCALE = 2.0
+GUIDANCE_SCALE = 1.5
 TEMPERATURE = 1.0
 UNCONDITIONAL = 0.1
 """Share of captions left out in training, which guidance needs."""

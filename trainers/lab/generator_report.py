@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -55,8 +56,8 @@ def summarize(groups: Sequence[Sequence[Verdict]]) -> dict[str, float]:
     verdicts = [verdict for group in groups for verdict in group]
     shares = {"right": float(np.mean([verdict.correct for verdict in verdicts]))}
     for category in CATEGORIES:
-        holds = [verdict.categories[category] for verdict in verdicts]
-        shares[category] = float(np.mean([held for held in holds if held is not None]))
+        holds = [held for verdict in verdicts if (held := verdict.categories[category]) is not None]
+        shares[category] = sum(holds) / len(holds) if holds else math.nan
     rights = np.array([[verdict.correct for verdict in group] for group in groups]).mean(1)
     shares["all right"] = float((rights == 1).mean())
     shares["all wrong"] = float((rights == 0).mean())
@@ -64,14 +65,21 @@ def summarize(groups: Sequence[Sequence[Verdict]]) -> dict[str, float]:
     return shares
 
 
-def report(folder: Path, seed: int, prompts: int = 1000, samples: int = 8) -> None:
-    """Print what `summarize` says of both splits, at the sampling that the generator suggests."""
+def report(folder: Path, seed: int, prompts: int = 1000, groups: int = 250, samples: int = 8) -> None:
+    """Print what `summarize` says of both splits, at the sampling that the generator suggests.
+
+    Shares of pictures are of one for each of the `prompts`; shares of groups are of `groups` of these prompts
+    with `samples` pictures each.
+    """
     policy = JanusPolicy.load(folder)
+    sampling = suggested_sampling(policy)
     splits: tuple[Split, ...] = ("in_domain", "out_of_domain")
     for split in splits:
         asked = sample_prompts(prompts, split, seed)
-        groups = judge_samples(policy, asked, samples, suggested_sampling(policy), seed)
-        print(split, {what: round(share, 3) for what, share in summarize(groups).items()}, flush=True)
+        of_pictures = summarize(judge_samples(policy, asked, 1, sampling, seed))
+        of_groups = summarize(judge_samples(policy, asked[:groups], samples, sampling, seed + 1))
+        shares = of_pictures | {what: of_groups[what] for what in ("all right", "all wrong", "mixed")}
+        print(split, {what: round(share, 3) for what, share in shares.items()}, flush=True)
 
 
 def show(folder: Path, path: Path, seed: int) -> None:
@@ -94,7 +102,7 @@ def show(folder: Path, path: Path, seed: int) -> None:
 
 
 def _sheet(rows: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> Image.Image:
-    side, text, gap = rows[0].shape[1] * _ZOOM, 92, 8
+    side, text, gap = rows[0].shape[1] * _ZOOM, 106, 8
     sheet = Image.new("RGB", ((side + gap) * len(prompts) + gap, (side + gap) * len(rows) + text), "white")
     pen = ImageDraw.Draw(sheet)
     for column, prompt in enumerate(prompts):

@@ -19,7 +19,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from rewardzoo.trainers.lab.captions import tokenize_scenes
 from rewardzoo.trainers.lab.generator import build, janus_config, save, train_language_model
 from rewardzoo.trainers.lab.generator_report import report, show
-from rewardzoo.trainers.lab.vq import reconstruction_accuracy, train_vq
+from rewardzoo.trainers.lab.vq import reconstruction_accuracy, sharpen, train_vq
 
 OUT = Path(__file__).parents[1] / "policies" / "minis" / "generator"
 
@@ -27,8 +27,9 @@ OUT = Path(__file__).parents[1] / "policies" / "minis" / "generator"
 def main(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = OUT,
     vq_steps: Annotated[int, typer.Option(help="Steps of 8 pictures for the VQ model.")] = 2200,
+    sharpen_steps: Annotated[int, typer.Option(help="Steps of 8 pictures for its decoder alone.")] = 400,
     images: Annotated[int, typer.Option(help="Pictures for the language model.")] = 32_000,
-    steps: Annotated[int, typer.Option(help="Steps of 32 pictures for the language model.")] = 1800,
+    steps: Annotated[int, typer.Option(help="Steps of 32 pictures for the language model.")] = 2800,
     seed: Annotated[int, typer.Option(help="Seed of the weights, scenes and captions.")] = 0,
     sheet: Annotated[Path | None, typer.Option(help="PNG to write samples to.")] = None,
     keep_vq: Annotated[bool, typer.Option(help="Take the VQ model from `out`, trained before.")] = False,
@@ -42,9 +43,11 @@ def main(
         torch.manual_seed(seed)
         vq = JanusVQVAE(config.vq_config)
         train_vq(vq, vq_steps, seed=seed)
+        vq.half().float()  # the tokens of what ships, which has 16 bits
+        sharpen(vq, sharpen_steps, seed=seed + 7)
     torch.manual_seed(seed)
     net = build(config)
-    net.model.vqmodel.load_state_dict(vq.half().state_dict())  # the codes of what ships, which has 16 bits
+    net.model.vqmodel.load_state_dict(vq.half().state_dict())
     save(net, out)
     right = reconstruction_accuracy(net.model.vqmodel, 1000, seed + 1)
     print(f"reconstructions judged right: {right:.3f}", flush=True)
