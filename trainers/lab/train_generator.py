@@ -45,16 +45,15 @@ def main(
         train_vq(vq, vq_steps, seed=seed)
         vq.half().float()  # the tokens of what ships, which has 16 bits
         sharpen(vq, sharpen_steps, seed=seed + 7)
+    vq.half().float()
+    right = reconstruction_accuracy(vq, 1000, seed + 1)
+    print(f"reconstructions judged right: {right:.3f}", flush=True)
+    data = tokenize_scenes(vq, images, seed + 2)
+    print(f"codes in use: {data.tokens.unique().numel()} of {config.vq_config.num_embeddings}", flush=True)
     torch.manual_seed(seed)
     net = build(config)
-    net.model.vqmodel.load_state_dict(vq.half().state_dict())
+    net.model.vqmodel.load_state_dict(vq.state_dict())
     save(net, out)
-    right = reconstruction_accuracy(net.model.vqmodel, 1000, seed + 1)
-    print(f"reconstructions judged right: {right:.3f}", flush=True)
-    data = tokenize_scenes(net.model.vqmodel, images, seed + 2)
-    print(
-        f"codes in use: {data.tokens.unique().numel()} of {net.config.vq_config.num_embeddings}", flush=True
-    )
     train_language_model(net, data, steps, seed=seed)
     save(net, out)
     report(out, seed + 4)

