@@ -81,7 +81,7 @@ def captioned_batches(
 ) -> Iterator[tuple[TokenizedScenes, list[str]]]:
     """Yield batches without end, through the data in a new order each time, with a new caption each time."""
     while True:
-        for rows in torch.from_numpy(rng.permutation(len(data))).split(batch):
+        for rows in torch.split(torch.from_numpy(rng.permutation(len(data))), batch):
             if len(rows) == batch:
                 some = data[rows]
                 yield some, [caption_of(scene, rng) for scene in some.scenes]

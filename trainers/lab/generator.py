@@ -47,7 +47,7 @@ PROBE_UNTIL = 0.7  # of the training
 
 def janus_config(*, hidden: int = 128, layers: int = 5, heads: int = 4, num_codes: int = 1024) -> JanusConfig:
     """Configure a generator of 64x64 pictures in 8x8 tokens; the defaults are what ships."""
-    tokenizer = janus_tokenizer()
+    tokenizer: Any = janus_tokenizer()
     return JanusConfig(
         vision_config=JanusVisionConfig(
             hidden_size=16,
@@ -92,18 +92,21 @@ def janus_config(*, hidden: int = 128, layers: int = 5, heads: int = 4, num_code
 def build(config: JanusConfig) -> JanusForConditionalGeneration:
     """Give an untrained generator, with the sampling that suits the one that ships."""
     net = JanusForConditionalGeneration(config)
-    net.generation_config = GenerationConfig(
-        bos_token_id=config.text_config.bos_token_id,
-        eos_token_id=config.text_config.eos_token_id,
-        pad_token_id=config.text_config.pad_token_id,
+    text: Any = config.text_config
+    tokenizer: Any = janus_tokenizer()
+    net.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        bos_token_id=text.bos_token_id,
+        eos_token_id=text.eos_token_id,
+        pad_token_id=text.pad_token_id,
         max_length=128,
         do_sample=True,
         guidance_scale=GUIDANCE_SCALE,
         temperature=TEMPERATURE,
         top_k=0,
-        generation_kwargs={"boi_token_id": janus_tokenizer().convert_tokens_to_ids("<begin_of_image>")},
+        generation_kwargs={"boi_token_id": tokenizer.convert_tokens_to_ids("<begin_of_image>")},
     )
-    return net.eval()
+    net.train(False)
+    return net
 
 
 def build_processor() -> JanusProcessor:
@@ -116,9 +119,9 @@ def build_processor() -> JanusProcessor:
 
 def save(net: JanusForConditionalGeneration, folder: Path) -> None:
     """Write weights in 16 bits, configuration, tokenizer and processor, as in a repository of the hub."""
-    net.half().save_pretrained(folder)
+    net.half().save_pretrained(folder)  # type: ignore[no-untyped-call]
     build_processor().save_pretrained(folder)
-    net.float()
+    net.float()  # type: ignore[no-untyped-call]
 
 
 def encode_captions(
@@ -128,7 +131,7 @@ def encode_captions(
 
     Of the `dropped` (B,) only the first and last token are left, the others padding that is attended to.
     """
-    boi = tokenizer.convert_tokens_to_ids("<begin_of_image>")
+    boi: Any = tokenizer.convert_tokens_to_ids("<begin_of_image>")
     read = tokenizer(captions, padding=True, return_tensors="pt")
     ids = F.pad(read["input_ids"], (0, 1), value=boi)
     if dropped is not None:
@@ -195,7 +198,7 @@ def train_language_model(
     with torch.no_grad():  # what looks alike is read alike from the start
         model.generation_embeddings.weight.copy_(codes(model.vqmodel))
     layers = model.language_model.layers
-    probe = PlanProbe(net.config.text_config.hidden_size, layers[len(layers) // 2])
+    probe = PlanProbe(model.generation_head.proj_out.in_features, layers[len(layers) // 2])
     hidden = [w for w in layers.parameters() if w.ndim == 2]
     held = {id(w) for w in hidden}
     rest = [w for part in (*trained, probe) for w in part.parameters() if id(w) not in held]
@@ -218,7 +221,7 @@ def train_language_model(
         loss = F.cross_entropy(logits.float().flatten(0, 1), some.tokens.flatten())
         plan = probe.loss(some, (~dropped).nonzero()[:, 0])
         weight = 0.3 * max(0.0, 1 - step / (steps * PROBE_UNTIL))
-        (loss + weight * plan).backward()
+        (loss + weight * plan).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([*hidden, *rest], 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:

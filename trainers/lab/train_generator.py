@@ -9,7 +9,7 @@ is learned: so rewards have something to teach.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -36,20 +36,23 @@ def main(
 ) -> None:
     """Train the mini generator and print how often the exact judge finds its pictures right."""
     config = janus_config()
+    vq_config: Any = config.vq_config
     if keep_vq:
         shipped = JanusForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
         vq = shipped.model.vqmodel
     else:
         torch.manual_seed(seed)
-        vq = JanusVQVAE(config.vq_config)
+        vq = JanusVQVAE(vq_config)
         train_vq(vq, vq_steps, seed=seed)
-        vq.half().float()  # the tokens of what ships, which has 16 bits
+        # The tokens of what ships, which has 16 bits.
+        vq.half().float()  # type: ignore[no-untyped-call]
         sharpen(vq, sharpen_steps, seed=seed + 7)
     vq.half().float()
     right = reconstruction_accuracy(vq, 1000, seed + 1)
     print(f"reconstructions judged right: {right:.3f}", flush=True)
     data = tokenize_scenes(vq, images, seed + 2)
-    print(f"codes in use: {data.tokens.unique().numel()} of {config.vq_config.num_embeddings}", flush=True)
+    used = int((torch.bincount(data.tokens.flatten()) > 0).sum())
+    print(f"codes in use: {used} of {vq_config.num_embeddings}", flush=True)
     torch.manual_seed(seed)
     net = build(config)
     net.model.vqmodel.load_state_dict(vq.state_dict())

@@ -28,7 +28,7 @@ def janus_tokenizer() -> PreTrainedTokenizerFast:
     own.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", words.index("<s>"))]
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=own,
         pad_token="<pad>",
         unk_token="<unk>",

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ def codes(vq: JanusVQVAE) -> Tensor:
 def encode(vq: JanusVQVAE, images: Tensor, batch: int = 64) -> Tensor:
     """Turn uint8 pictures (B, 3, S, S) into tokens int64 (B, G * G)."""
     tokens = []
-    for part in images.split(batch):
+    for part in torch.split(images, batch):
         with torch.autocast("cpu", torch.bfloat16, enabled=half_multiplies()):
             z = latents(vq, to_range(part))
         tokens.append((z.flatten(2).transpose(1, 2) @ codes(vq).T).argmax(-1))
@@ -171,11 +171,11 @@ def train_vq(vq: JanusVQVAE, steps: int, *, batch: int = 8, seed: int = 0, lr: f
             usage += torch.bincount(tokens.flatten(), minlength=size)
         with half():
             # Contiguous: fed with channels last, a decoder trains half as fast in bfloat16.
-            grid = seen.transpose(1, 2).unflatten(2, (GRID, GRID)).contiguous()
+            grid = seen.transpose(1, 2).reshape(len(seen), -1, GRID, GRID).contiguous()
             drawn = vq.decoder(vq.post_quant_conv(grid))
         kinds = F.cross_entropy(4 * probe(seen).flatten(0, 1), images.cells.flatten())
         error = picture_loss(drawn.float(), to_range(images.clean))
-        (4 * loss + error + 0.05 * kinds).backward()
+        (4 * loss + error + 0.05 * kinds).backward()  # type: ignore[no-untyped-call]
         optimizer.step(min((step + 1) / 30, 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps))))
         if step % 100 == 99:
             right = reconstruction_accuracy(vq, 64, seed + 1) if step >= with_codes else math.nan
@@ -192,22 +192,22 @@ def train_vq(vq: JanusVQVAE, steps: int, *, batch: int = 8, seed: int = 0, lr: f
             usage.zero_()
     with torch.no_grad():
         vq.quantize.embedding.weight.copy_(codes(vq))
-    vq.eval().requires_grad_(False)
+    vq.train(False).requires_grad_(False)
 
 
 def sharpen(vq: JanusVQVAE, steps: int, *, batch: int = 8, seed: int = 0, lr: float = 1e-3) -> None:
     """Train the decoder alone, on the tokens as they are, with an eye on the edges of what is small."""
-    vq.eval().requires_grad_(False)
+    vq.train(False).requires_grad_(False)
     parts = nn.ModuleList([vq.post_quant_conv, vq.decoder]).requires_grad_(True)
     optimizer = ConvolutionalMuon([*parts.parameters()], lr)
     pictures = SceneImageStream(batch, seed)
     stream = iter(DataLoader(pictures, batch_size=None, num_workers=1, prefetch_factor=4))
     for step in track(range(steps), description="decoder"):
         images = next(stream)
-        tokens = encode(vq, images.noisy)
+        tokens: Any = encode(vq, images.noisy)
         with torch.autocast("cpu", torch.bfloat16, enabled=half_multiplies()):
             drawn = vq.decode(tokens)
-        picture_loss(drawn.float(), to_range(images.clean), edges=6.0).backward()
+        picture_loss(drawn.float(), to_range(images.clean), edges=6.0).backward()  # type: ignore[no-untyped-call]
         optimizer.step(min((step + 1) / 20, 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * step / steps))))
     vq.requires_grad_(False)
 
@@ -222,13 +222,13 @@ def revive(vq: JanusVQVAE, usage: Tensor, points: Tensor) -> None:
 @torch.inference_mode()
 def reconstruct(vq: JanusVQVAE, images: NDArray[np.uint8], batch: int = 64) -> NDArray[np.uint8]:
     """Turn pictures, uint8 (B, S, S, 3), into tokens and back."""
-    tokens = encode(vq, to_channels(images), batch)
+    tokens: Any = encode(vq, to_channels(images), batch)
     return np.concatenate([to_images(vq.decode(part)) for part in tokens.split(batch)])
 
 
 def reconstruction_accuracy(vq: JanusVQVAE, n: int, seed: int) -> float:
     """Share of `n` fresh in-domain pictures that the exact judge finds right after `reconstruct`."""
-    vq.eval()
+    vq.train(False)
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng) for _ in range(n)]
     drawn = reconstruct(vq, np.stack([render(scene, rng, SIZE) for scene in scenes]))
