@@ -17,8 +17,7 @@ from rewardzoo.trainers.lab.render import render
 from rewardzoo.trainers.lab.scene import CATEGORIES, Split, sample_scene
 from rewardzoo.trainers.lab.verdict import Verdict, judge
 from rewardzoo.trainers.lab.vq import reconstruct
-from rewardzoo.trainers.policies.janus import JanusPolicy
-from rewardzoo.trainers.policies.policy import ARImagePolicy, Sampling
+from rewardzoo.trainers.policies import ARImagePolicy, JanusPolicy, Sampling
 
 _AT_ONCE = 256
 _SHOWN = 8

@@ -28,8 +28,7 @@ from rewardzoo.trainers.lab.vq import (
     to_range,
     train_vq,
 )
-from rewardzoo.trainers.policies.janus import JanusPolicy
-from rewardzoo.trainers.policies.policy import Sampling
+from rewardzoo.trainers.policies import JanusPolicy, Sampling
 
 PROMPTS = ["a red circle", "two blue squares above a green cross, on a plain background"]
 
