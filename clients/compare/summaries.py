@@ -3,6 +3,8 @@
     DIR/preference-NAME.json   a `Preference`
     DIR/best-of-n-NAME.json    a `BestOfN`
     DIR/agreement-NAME.json    an `Agreement`
+    DIR/probes-NAME.json       `Probes`, and DIR/probes-NAME.parquet the scores under each probe
+    DIR/outcomes-NAME.json     `Outcomes` of RL runs
     DIR/data/NAME/             the items of the data set NAME and their scores (`ScoreStore`)
     DIR/images/NAME/           copies of the images that examples show
 
@@ -203,7 +205,12 @@ class Agreement(Summary):
     examples: tuple[Example, ...]
 
 
-KINDS: Mapping[str, type[Summary]] = {cls.kind: cls for cls in (Preference, BestOfN, Agreement)}
+def kinds() -> Mapping[str, type[Summary]]:
+    """Return all kinds of summary by name, in the order in which a report has them."""
+    from rewardzoo.clients.compare.outcomes import Outcomes
+    from rewardzoo.clients.compare.probe_effects import Probes
+
+    return {cls.kind: cls for cls in (Preference, BestOfN, Agreement, Probes, Outcomes)}
 
 
 def path_of(folder: Path, kind: str, name: str) -> Path:
@@ -232,7 +239,7 @@ def read_summary(path: Path) -> Summary:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        cls, version = KINDS[found.pop("kind")], found.pop("format")
+        cls, version = kinds()[found.pop("kind")], found.pop("format")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is no summary of a comparison: {error!r}") from error
     if version != FORMAT:
@@ -245,7 +252,7 @@ def read_summary(path: Path) -> Summary:
 
 def read_summaries(folder: Path) -> Iterator[Summary]:
     """Read all summaries of a comparison's folder, sorted by kind and name."""
-    for kind in KINDS:
+    for kind in kinds():
         for path in sorted(folder.glob(f"{kind}-*.json")):
             yield read_summary(path)
 
