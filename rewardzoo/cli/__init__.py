@@ -10,6 +10,7 @@ from rich.console import Console
 from rewardzoo.cli.bulk import bulk
 from rewardzoo.cli.catalog import list_rewards
 from rewardzoo.cli.compare import compare_app
+from rewardzoo.cli.compare_report import add_to as add_report_commands
 from rewardzoo.cli.demo import demo
 from rewardzoo.cli.doctor import doctor
 from rewardzoo.cli.parity import parity
@@ -28,6 +29,7 @@ app.command("list")(list_rewards)
 app.command()(serve)
 app.command()(score)
 app.command()(bulk)
+add_report_commands(compare_app)
 app.add_typer(compare_app, name="compare")
 app.command()(demo)
 app.command()(doctor)

@@ -17,7 +17,7 @@ from rewardzoo.cli.manifest import check_format, read_manifest, write_rows
 from rewardzoo.cli.serve import parse_weights
 
 if TYPE_CHECKING:
-    from rewardzoo.clients import Scorer
+    from rewardzoo.clients import ScoreCache, Scorer
 
 _ROWS_A_CALL = 256
 
@@ -74,15 +74,16 @@ def make_scorer(
     weights: dict[str, Path],
     *,
     timeout: float = 120.0,
+    cache: ScoreCache | None = None,
 ) -> Scorer:
     """Return a client of the server at `url`, or without one the rewards loaded in this process."""
     if url:
         from rewardzoo.clients import RewardClient
 
-        return RewardClient(url, token=token, timeout=timeout)
+        return RewardClient(url, token=token, timeout=timeout, cache=cache)
     from rewardzoo.local import LocalRewards
 
-    return LocalRewards(rewards, device=device, weights=weights)
+    return LocalRewards(rewards, device=device, weights=weights, cache=cache)
 
 
 def _score_rows(rows: list[dict[str, Any]], rewards: list[str], score_result: Callable[..., Any]) -> int:
