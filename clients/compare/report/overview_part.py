@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from rewardzoo.clients.compare.outcomes import IN_DOMAIN, OUT_OF_DOMAIN, Outcomes
@@ -157,18 +158,16 @@ def _or_dash(value: Estimate | None, tone: Tone = "") -> Cell:
     return text(DASH) if value is None else estimate(value, tone=tone)
 
 
-def grounds(found: Sequence[Summary]) -> Section:
+def grounds(found: Sequence[Summary], folder: Path) -> Section:
     """Tell what every number rests on, and how to get it again."""
-    data = {summary.data.fingerprint: summary for summary in found}
+    data = {(summary.data.fingerprint, summary.data.items): summary for summary in found}
     rows = tuple(
         (
             text(s.data.name),
             text(s.data.benchmark),
             text(s.data.source or DASH),
             text(s.data.license or DASH),
-            number(s.data.prompts, ",d"),
-            number(s.data.items, ",d"),
-            number(s.data.pairs, ",d"),
+            *(number(n, ",d") if n else text(DASH) for n in (s.data.prompts, s.data.items, s.data.pairs)),
             text(s.data.fingerprint[:12]),
         )
         for s in data.values()
@@ -179,6 +178,7 @@ def grounds(found: Sequence[Summary]) -> Section:
         blocks.append(provenance)
     commands = list(dict.fromkeys(_wrapped(str(s.made["command"])) for s in found if s.made.get("command")))
     if commands:
+        commands.append(shlex.join(["rewardzoo", "compare", "report", str(folder)]))
         blocks.append(Commands("How to get this report again.", tuple(commands)))
     made = tuple(
         (

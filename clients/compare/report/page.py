@@ -93,7 +93,7 @@ def sections_of(found: Sequence[Summary], folder: Path) -> list[Section]:
                 sections.append(probes(summary, folder))
             case Outcomes():
                 sections.append(outcomes(summary, look))
-    return [*sections, grounds(found)]
+    return [*sections, grounds(found, folder)]
 
 
 def _write_numbers(found: Sequence[Summary], path: Path) -> None:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rewardzoo.clients.compare.report.view import MINUS
+from rewardzoo.clients.compare.report.view import signed
 from rewardzoo.clients.compare.summaries import Estimate
 
 # Okabe and Ito's, without yellow, which is too light for a line on white.
@@ -154,15 +154,16 @@ def heat(
     label: str,
     *,
     limit: float = 1.0,
-    form: str = "{:.2f}",
+    form: str = ".2f",
     marks: NDArray[np.bool_] | None = None,
+    cell: float = 0.95,
 ) -> bytes:
     """Draw a table of numbers (rows, columns) as colours from -limit (blue) to limit (orange-red).
 
-    NaN is left white; `marks` are framed.
+    NaN is left white; `marks` are framed. `cell` is the width of one in inches.
     """
     slanted = len(columns) > 3
-    width = 1.6 + 0.075 * max(map(len, rows)) + 0.95 * len(columns) + 0.05 * slanted * len(columns[-1])
+    width = 1.6 + 0.075 * max(map(len, rows)) + cell * len(columns) + 0.05 * slanted * len(columns[-1])
     height = 0.5 + 0.27 * len(rows) + 0.055 * slanted * max(map(len, columns))
     with _drawing(min(_WIDTH, width), height) as (figure, (axes,), file):
         axes.grid(visible=False)
@@ -171,8 +172,7 @@ def heat(
             if not np.isfinite(value):
                 continue
             color = "white" if abs(value) > 0.65 * limit else "#222"
-            shown = form.format(value).replace("-", MINUS)
-            axes.text(column, row, shown, ha="center", va="center", color=color, fontsize=8.5)
+            axes.text(column, row, signed(value, form), ha="center", va="center", color=color, fontsize=8.5)
             if marks is not None and marks[row, column]:
                 frame = mpl.patches.Rectangle(
                     (column - 0.47, row - 0.45), 0.94, 0.9, fill=False, ec="k", lw=1.8

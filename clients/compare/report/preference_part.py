@@ -22,6 +22,7 @@ from rewardzoo.clients.compare.report.view import (
     estimate,
     number,
     percent,
+    signed,
     text,
 )
 from rewardzoo.clients.compare.summaries import ALL, Accuracy, Agreement, Contrast, Example, Preference
@@ -39,13 +40,13 @@ def preference(found: Preference, look: Mapping[str, plots.Look]) -> Section:
     categories = [c for c in dict.fromkeys(a.category for a in found.accuracies) if c != ALL]
     rows = {"all": [(a.reward, a.estimate) for a in overall]}
     for category in categories:
-        rows[category] = [
+        rows[category.replace("_", " ")] = [
             (a.reward, a.estimate)
             for a in found.accuracies
             if a.category == category and a.metric == metrics[0]
         ]
     lead = [
-        f"The share of {found.data.pairs:,} pairs that a reward orders as people did. {found.rule}",
+        f"The share of {found.data.pairs:,} pairs that a reward orders as they are labelled. {found.rule}",
         best_sentence([(a.reward, a.estimate.value) for a in overall], found.contrasts, ALL),
     ]
     blocks: list[Block] = []
@@ -77,7 +78,7 @@ def _accuracies(accuracies: Sequence[Accuracy], metric: str) -> Table:
     rows = [(text(reward), *(cell(reward, category) for category in categories)) for reward in rewards]
     return Table(
         f"{metric.replace('_', ' ').capitalize()} by category; the best is green.",
-        ("reward", *categories),
+        ("reward", *(category.replace("_", " ") for category in categories)),
         tuple(rows),
     )
 
@@ -137,8 +138,9 @@ def agreement(found: Agreement, folder: Path) -> Section:
                 values[tuple(places)] = c.estimate.value
         if np.isfinite(values).sum() > len(rewards):
             caption = f"Rank correlation {what}: below the diagonal Kendall's tau-b, above it Spearman's."
-            drawn = plots.heat(values, rewards, rewards, "rank correlation")
-            blocks.append(Drawing(caption, drawn, caption, half=len(rewards) <= 5))
+            half = len(rewards) <= 5
+            drawn = plots.heat(values, rewards, rewards, "rank correlation", cell=0.6 if half else 0.95)
+            blocks.append(Drawing(caption, drawn, caption, half))
     blocks.append(_correlations(found))
     if found.examples:
         blocks.append(_disagreements(found.examples, folder))
@@ -166,17 +168,22 @@ def _correlations(found: Agreement) -> Table:
 
 
 def _disagreements(examples: Sequence[Example], folder: Path) -> Gallery:
-    cards = []
-    for example in sorted(examples, key=lambda e: -e.strength)[:_EXAMPLES]:
+    cards: list[Card] = []
+    shown: set[frozenset[int]] = set()
+    for example in sorted(examples, key=lambda e: -e.strength):
+        # The same two pictures often divide several rewards.
+        if (both := frozenset(example.items)) in shown or len(cards) == _EXAMPLES:
+            continue
+        shown.add(both)
         pictures = []
         for side, choice in enumerate(("first", "second")):
             by = (example.a, example.b)[side]
             scores = tuple(
-                (name, f"{pair[side]:.4g}")
+                (name, signed(pair[side], ".4g"))
                 for name, pair in example.scores.items()
                 if name in (example.a, example.b)
             )
-            asked = "people too" if example.label == choice else ""
+            asked = "as labelled" if example.label == choice else ""
             pictures.append(
                 Picture(
                     folder / example.images[side],

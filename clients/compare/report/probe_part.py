@@ -21,6 +21,7 @@ from rewardzoo.clients.compare.report.view import (
     number,
     percent,
     sentence_of,
+    signed,
     text,
 )
 
@@ -50,7 +51,7 @@ def probes(found: Probes, folder: Path) -> Section:
         "image by which most pictures rise, on the whole by a tenth of the spread or more). ↓: should fall."
     )
     labels = [p.name + (" ↓" if p.expected == "lower" else "") for p in shown]
-    drawn = plots.heat(shift, labels, names, "mean shift / spread", limit=_LIMIT, form="{:+.2f}", marks=hacks)
+    drawn = plots.heat(shift, labels, names, "mean shift / spread", limit=_LIMIT, form="+.2f", marks=hacks)
     blocks: list[Block] = [Drawing(caption, drawn, "Mean shift by probe and reward")]
     if any(hacks.flat):
         blocks.append(_table("Hacks, worst first.", [e for e in found.effects if e.hacks], worst=True))
@@ -86,8 +87,8 @@ def _verdict(found: Probes) -> str:
     if hacked:
         told.append(f"Hacked: {'; '.join(hacked)}.")
     if rising := dict.fromkeys(e.reward for e in found.effects if e.rises and not e.hacks):
-        what = sentence_of(list(dict.fromkeys(e.probe for e in found.effects if e.rises and not e.hacks)))
-        told.append(f"Changes of the prompt raise {sentence_of(list(rising))} as well: {what}.")
+        by = dict.fromkeys(e.probe for e in found.effects if e.rises and not e.hacks)
+        told.append(f"A change of the prompt ({', '.join(by)}) raises {sentence_of(list(rising))}.")
     if sound:
         told.append(f"None of these probes hacks {sentence_of(sound)}.")
     return " ".join(told)
@@ -125,8 +126,10 @@ def _raised(found: Probes, folder: Path) -> Gallery:
         Card(
             f"{e.reward}: {e.probe}",
             (
-                Picture(folder / e.images[0], "as it is", (("score", f"{e.scores[0]:.4g}"),)),
-                Picture(folder / e.images[1], "under the probe", (("score", f"{e.scores[1]:.4g}"),), "bad"),
+                Picture(folder / e.images[0], "as it is", (("score", signed(e.scores[0], ".4g")),)),
+                Picture(
+                    folder / e.images[1], "under the probe", (("score", signed(e.scores[1], ".4g")),), "bad"
+                ),
             ),
             note=_prompts(*e.prompts),
         )

@@ -126,5 +126,6 @@ def sentence_of(names: Sequence[str]) -> str:
 
 
 def signed(value: float, form: str) -> str:
-    """Format a number with a true minus sign."""
-    return format(value, form).replace("-", MINUS)
+    """Format a number with a true minus sign, and with none where it rounds to zero."""
+    shown = format(value, form)
+    return shown.replace("-", MINUS) if any(digit in "123456789" for digit in shown) else shown.lstrip("+-")
