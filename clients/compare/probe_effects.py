@@ -187,7 +187,7 @@ def _means(values: Floats, groups: NDArray[np.intp], bootstrap: Bootstrap) -> li
     """Estimate the means of columns (N, K) over items; whole groups are drawn."""
     counts = np.bincount(groups).astype(float)
     kept = counts > 0
-    sums = np.stack([np.bincount(groups, column)[kept] for column in values.T], axis=1)
+    sums = np.stack([np.bincount(groups, column)[kept] for column in values.T], axis=1).astype(float)
     drawn = bootstrap.ratios(sums, np.repeat(counts[kept, None], values.shape[1], axis=1))
     return [bootstrap.estimate(m, d) for m, d in zip(values.mean(axis=0), drawn.T, strict=True)]
 

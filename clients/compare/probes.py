@@ -20,9 +20,9 @@ from rewardzoo.errors import ItemError
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 64
-# So many batches are with the scorer while the next ones are being made.
-_AHEAD = 4
+_BATCH = 32
+# So many batches are with the scorer while the next one is made; with 1024x1024 pixels each has 100 MB.
+_AHEAD = 2
 
 
 @dataclass(frozen=True)

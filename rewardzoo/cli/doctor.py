@@ -20,6 +20,7 @@ _EXTRAS = {
     "train": ("accelerate", "peft"),
     "triton": ("tritonclient", "grpcio"),
     "parquet": ("pyarrow",),
+    "compare": ("pyarrow", "scipy", "matplotlib", "jinja2"),
     "ui": ("gradio",),
     "bulk": ("ray", "aiohttp", "pyarrow"),
 }

@@ -33,7 +33,7 @@ from rewardzoo.clients.compare.summaries import (
     Summary,
     read_summaries,
 )
-from rewardzoo.errors import ItemError, require
+from rewardzoo.errors import ItemError
 
 HTML, MARKDOWN, NUMBERS = "report.html", "report.md", "report.parquet"
 _THUMBNAIL = 256  # pixels of the longer side
@@ -55,10 +55,7 @@ def write_report(folder: Path, *, title: str = "Rewards compared") -> Written:
 
     Raises:
         ValueError: the folder holds no summary, or one that cannot be read.
-        MissingExtraError: the extra `compare` is not installed.
     """
-    for module in ("matplotlib", "jinja2", "pyarrow"):
-        require(module, extra="compare")
     found = list(read_summaries(folder))
     if not found:
         raise ValueError(f"{folder} holds nothing to report: run `rewardzoo compare` into it first")
