@@ -94,12 +94,14 @@ class Cell:
 class Outcomes(Summary):
     """RL runs, what they gained and lost.
 
-    `judge` is the one whose scores the tables have; best-of-n results call it `pool_judge`.
+    `judge` is the one whose scores the tables have; best-of-n results call it `pool_judge`. `scorers` are the
+    rewards and judges that scored in the runs; what runs do not agree on of one's provenance is a list.
     """
 
     kind: ClassVar[str] = "outcomes"
     judge: str
     pool_judge: str
+    scorers: tuple[RewardInfo, ...]
     runs: tuple[RunInfo, ...]
     gains: tuple[Gain, ...]
     cells: tuple[Cell, ...]
@@ -134,9 +136,9 @@ def summarize_runs(
         raise ValueError(f"runs must be one or more, of different names, got {', '.join(names) or 'none'}")
     judge = judge or _judge(runs)
     gains = tuple(gain for run in runs for gain in gains_of(run, spread or {}))
-    if not any(gain.judge == judge for gain in gains):
-        known = ", ".join(sorted({gain.judge for gain in gains})) or "none at all"
-        raise ValueError(f"no run has eval/SPLIT/{judge}; judges there are: {known}")
+    if not any(gain.judge == judge and not gain.own for gain in gains):
+        known = ", ".join(sorted({gain.judge for gain in gains if not gain.own})) or "none at all"
+        raise ValueError(f"no run has eval/SPLIT/{judge} held out; judges there are: {known}")
     bootstrap = bootstrap or Bootstrap()
     cells = tuple(_cells(runs, gains, bootstrap.confidence))
     pools = [pool for pool in pools if pool.judge.name == (pool_judge or judge)]
@@ -150,6 +152,7 @@ def summarize_runs(
         made=made or {},
         judge=judge,
         pool_judge=pool_judge or judge,
+        scorers=tuple(_scorers(runs)),
         runs=tuple(_info(run) for run in runs),
         gains=gains,
         cells=cells,
@@ -203,6 +206,16 @@ def _gain(
         float(steps[best]),
         spread if spread > 0 else math.nan,
     )
+
+
+def _scorers(runs: Sequence[Run]) -> Iterator[RewardInfo]:
+    for name in dict.fromkeys(name for run in runs for name in run.provenance):
+        told = [run.provenance[name] for run in runs if name in run.provenance]
+        facts: dict[str, Any] = {}
+        for key in dict.fromkeys(key for said in told for key in said):
+            values = list(dict.fromkeys(str(said[key]) for said in told if key in said))
+            facts[key] = values[0] if len(values) == 1 else values
+        yield RewardInfo(name, 0, facts)
 
 
 def _fingerprint(runs: Sequence[Run]) -> str:

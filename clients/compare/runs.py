@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-METRICS, CONFIG = "metrics.jsonl", "config.yaml"
+METRICS, CONFIG, PROVENANCE = "metrics.jsonl", "config.yaml", "provenance.json"
 STEP, OWN = "step", "reward"
 _ALGORITHMS = ("grpo", "dpo")
 FACTS = ("run", "algorithm", "trained_on", "seed")
@@ -27,7 +27,7 @@ class Run:
 
     `trained_on` are the rewards that counted, by weight, and `held_out` those that only judged; `metrics`
     have one value a step (S,), NaN where nothing was measured. Their names are our trainers': `reward`,
-    `judge/NAME`, `eval/SPLIT/NAME`.
+    `judge/NAME`, `eval/SPLIT/NAME`. `provenance` is what the scores rest on, by reward.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Run:
     source: str
     steps: Floats
     metrics: Mapping[str, Floats]
+    provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def reward(self) -> str:
@@ -84,7 +85,8 @@ def read_run(folder: Path, name: str = "") -> Run:
         raise ValueError(f"{folder / CONFIG} does not say what was trained on: {error!r}") from error
     rows = list(_json_lines(folder / METRICS))
     algorithm = next((key for key in _ALGORITHMS if key in config), "unknown")
-    return _run(rows, name or folder.name, algorithm, weights, held_out, seed, str(folder))
+    run = _run(rows, name or folder.name, algorithm, weights, held_out, seed, str(folder))
+    return replace(run, provenance=_provenance(folder / PROVENANCE))
 
 
 def read_csv(path: Path, columns: Mapping[str, str], facts: Mapping[str, str] | None = None) -> list[Run]:
@@ -151,6 +153,16 @@ def _run(
     names = dict.fromkeys(key for step in steps for key in by_step[step])
     metrics = {n: np.array([by_step[step].get(n, math.nan) for step in steps]) for n in names}
     return Run(name, algorithm, trained_on, held_out, seed, source, np.array(steps), metrics)
+
+
+def _provenance(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    try:
+        found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return {name: dict(said) for name, said in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} does not say what scores rest on: {error!r}") from error
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -246,14 +246,21 @@ def read_summary(path: Path) -> Summary:
         raise ValueError(
             f"{path} is of format {version}, this version reads {FORMAT}: run the comparison again"
         )
-    summary: Summary = _typed(cls, found)
+    try:
+        summary: Summary = _typed(cls, found)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is not as this version writes it, make it again: {error!r}") from error
     return summary
 
 
-def read_summaries(folder: Path) -> Iterator[Summary]:
-    """Read all summaries of a comparison's folder, sorted by kind and name."""
-    for kind in kinds():
-        for path in sorted(folder.glob(f"{kind}-*.json")):
+def read_summaries(folder: Path, kind: str | None = None) -> Iterator[Summary]:
+    """Read the summaries of a comparison's folder, of one kind or all, sorted by kind and name.
+
+    Raises:
+        ValueError: as `read_summary`.
+    """
+    for each in [kind] if kind else kinds():
+        for path in sorted(folder.glob(f"{each}-*.json")):
             yield read_summary(path)
 
 

@@ -140,6 +140,7 @@ def outcomes(
     """What training on rewards came to: own gain against held-out gain, in domain and out of domain."""
     bootstrap = compare._begin(resamples, confidence, seed)
     from rewardzoo.clients.compare.outcomes import summarize_runs
+    from rewardzoo.clients.compare.summaries import write_summary
 
     units = {key: _number(value, "--spread") for key, value in _pairs(spread, "--spread").items()}
     found = _runs(runs, _pairs(column, "--column"), _pairs(fact, "--fact"))
@@ -159,10 +160,14 @@ def outcomes(
         if cell.judge == summary.judge:
             told = (compare._told(e) for e in (cell.final, cell.gain, cell.hack_gap))
             table.add_row(cell.algorithm, cell.reward, cell.split, cell.judge, str(cell.seeds), *told)
-    compare._end(out, summary, table)
+    console = Console(highlight=False)
+    console.print(table)
     for run in summary.runs:
         for alarm in run.alarms:
-            Console().print(f"{run.name}: {alarm}", markup=False, highlight=False)
+            console.print(f"{run.name}: {alarm}", markup=False)
+    console.print(
+        f"{confidence:.0%} intervals over seeds, by Student's t. Written: {write_summary(out, summary)}"
+    )
 
 
 def _runs(paths: Sequence[Path], columns: dict[str, str], facts: dict[str, str]) -> list[Run]:
@@ -181,7 +186,7 @@ def _runs(paths: Sequence[Path], columns: dict[str, str], facts: dict[str, str])
 def _pools(folder: Path) -> list[BestOfN]:
     from rewardzoo.clients.compare.summaries import BestOfN, read_summaries
 
-    return [summary for summary in read_summaries(folder) if isinstance(summary, BestOfN)]
+    return [found for found in read_summaries(folder, BestOfN.kind) if isinstance(found, BestOfN)]
 
 
 def _pairs(options: list[str] | None, option: str) -> dict[str, str]:

@@ -26,7 +26,7 @@ NAMES = {"grpo": "GRPO", "dpo": "DPO"}
 
 def outcomes(found: Outcomes, look: Mapping[str, plots.Look]) -> Section:
     """Tell what training on each reward came to under the judge, in domain and out of domain."""
-    seeds = max(cell.seeds for cell in found.cells)
+    seeds = max((cell.seeds for cell in found.cells), default=0)
     lead = [
         f"{len(found.runs)} runs, up to {seeds} {'seed' if seeds == 1 else 'seeds'} each, judged by "
         f"{found.judge}. Gains are from the policy a run began with to its end, in standard deviations of "

@@ -198,9 +198,11 @@ def grounds(found: Sequence[Summary], folder: Path) -> Section:
 def _provenance(found: Sequence[Summary]) -> Table | None:
     told: dict[str, dict[str, str]] = {}
     judges = [summary.judge for summary in _of(found, BestOfN)]
+    judges += [scorer for summary in _of(found, Outcomes) for scorer in summary.scorers]
     for reward in [*(r for s in found for r in s.rewards), *judges]:
         for key, value in reward.provenance.items():
-            told.setdefault(reward.name, {}).setdefault(key, str(value))
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            told.setdefault(reward.name, {}).setdefault(key, shown)
     if not told:
         return None
     facts = list(dict.fromkeys(key for facts in told.values() for key in facts))

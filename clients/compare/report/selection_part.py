@@ -32,7 +32,7 @@ def best_of_n(found: BestOfN, look: Mapping[str, plots.Look]) -> Section:
         ]
         for split in splits
     }
-    largest = max(n for c in found.curves for n in c.n)
+    largest = max((n for c in found.curves for n in c.n), default=0)
     lead = [
         f"Of n images of a prompt the one that a reward likes best, judged by {found.judge.name}: the "
         f"expectation over all draws of n from a pool of {found.data.items:,} images of "

@@ -93,6 +93,18 @@ def test_a_run_that_was_killed_in_a_line_is_read_up_to_there(tmp_path: Path) -> 
         read_run(folder)
 
 
+def test_what_the_scores_of_runs_rest_on_is_kept_and_told_apart_where_they_differ(tmp_path: Path) -> None:
+    for name, weights in (("a", "1f"), ("b", "2f")):
+        folder = write_run(tmp_path / name, rows(0.1, 0.2))
+        said = {"hpsv2:mini": {"recipe": "r", "weights_sha256": weights}, "lab:exact": {"recipe": "exact"}}
+        (folder / "provenance.json").write_text(json.dumps(said))
+    found = summarize_runs(read_runs([tmp_path]), name="x", bootstrap=Bootstrap(200))
+    assert {scorer.name: scorer.provenance for scorer in found.scorers} == {
+        "hpsv2:mini": {"recipe": "r", "weights_sha256": ["1f", "2f"]},
+        "lab:exact": {"recipe": "exact"},
+    }
+
+
 def test_a_mixture_is_named_by_its_weights(tmp_path: Path) -> None:
     config = CONFIG.replace('{"hpsv2:mini": 1.0}', '{"a": 1, "b": 0.5}')
     assert read_run(write_run(tmp_path / "a", rows(0, 0), config)).reward == "a + 0.5 b"
@@ -242,12 +254,19 @@ def test_the_summary_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
     assert json.dumps(vars(again), default=str) == json.dumps(vars(found), default=str)
 
 
+def test_a_summary_that_another_version_wrote_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    path = write_summary(tmp_path, summary_of([run_of("x", "grpo", "a", 0.3, 0.1)]))
+    path.write_text(path.read_text().replace('"judge": "exact"', '"chief": "exact"', 1))
+    with pytest.raises(ValueError, match="make it again"):
+        read_summary(path)
+
+
 @pytest.mark.parametrize(
     ("runs", "settings", "message"),
     [
         ([], {}, "got none"),
         ([run_of("x", "grpo", "a", 0, 0)] * 2, {}, "different names"),
-        ([run_of("x", "grpo", "a", 0, 0)], {"judge": "geneval"}, "judges there are: a, exact"),
+        ([run_of("x", "grpo", "a", 0, 0)], {"judge": "geneval"}, "judges there are: exact"),
     ],
 )
 def test_what_cannot_be_summarised_is_refused(
