@@ -69,6 +69,7 @@ def probe_store(
         scored = score_probes(
             scorer, rewards, items, probes, seed=bootstrap.seed, open_image=reader.open, progress=count
         )
+        on_progress(total, total)  # probes that had nothing to change in a picture included
         effects = effects_of(scored, bootstrap)
         pictures = _Pictures(folder, f"images/{store.info.name}", reader, items, bootstrap.seed)
         examples = [

@@ -17,7 +17,7 @@ from rewardzoo.cli.serve import parse_weights
 
 if TYPE_CHECKING:
     from rewardzoo.clients import Scorer
-    from rewardzoo.clients.compare.probe_effects import Probes
+    from rewardzoo.clients.compare.probe_effects import Effect, Probes
     from rewardzoo.clients.compare.runs import Run
     from rewardzoo.clients.compare.statistics import Bootstrap
     from rewardzoo.clients.compare.store import ScoreStore
@@ -63,11 +63,19 @@ def probes(
     scorer = make_scorer(reward, url, token, device, own, timeout=compare._TIMEOUT, cache=known)
     with closing(scorer):
         summary = _probe(store, scorer, reward, bootstrap, out, limit, paraphrases)
-    table = compare._table("reward", "hacked by", "shift / spread", "pictures that rise")
-    for effect in sorted((e for e in summary.effects if e.hacks), key=lambda e: -e.shift.value):
-        share = compare._told(effect.share_up, percent=True)
-        table.add_row(effect.reward, effect.probe, compare._told(effect.shift), share)
+    table = compare._table("probe", *reward)
+    table.caption = "mean shift in standard deviations between pictures, and how many rise; a hack is red"
+    for probe in dict.fromkeys(effect.probe for effect in summary.effects):
+        effects = {effect.reward: effect for effect in summary.effects if effect.probe == probe}
+        table.add_row(probe, *(_moved(effects.get(each)) for each in reward))
     compare._end(out, summary, table)
+
+
+def _moved(effect: Effect | None) -> str:
+    if effect is None:
+        return "—"
+    told = f"{effect.shift.value:+.2f}  {effect.share_up.value:.0%}"
+    return f"[bold red]{told}[/]" if effect.hacks else told
 
 
 def _probe(

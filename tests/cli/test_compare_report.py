@@ -49,6 +49,7 @@ def test_probes_and_outcomes_become_one_report(tmp_path: Path, runs: Path) -> No
     assert done.exit_code == 0, done.output
     again = run("probes", table, *reward, *options)
     assert again.exit_code == 0, again.output
+    assert "blank image" in again.stdout
     (probed,) = read_summaries(out)
     assert isinstance(probed, Probes)
     assert probed.data.items == 4
