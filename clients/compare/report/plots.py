@@ -19,10 +19,10 @@ from rewardzoo.clients.compare.summaries import Estimate
 
 # Okabe and Ito's, without yellow, which is too light for a line on white.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-# Inches: as wide as the page's column.
-_WIDTH = 11.6
 _MARKERS = "osD^vPX"
 _LINES = ("-", "--", "-.", ":")
+# Inches: as wide as the page's column.
+_WIDTH = 11.6
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],

@@ -28,6 +28,8 @@ from rewardzoo.clients.compare.report.view import (
 from rewardzoo.clients.compare.summaries import ALL, Accuracy, Agreement, Contrast, Example, Preference
 
 _EXAMPLES = 12
+# Where ties can be right, what guessing reaches depends on how many there are.
+_TIES_COUNT = ("genai-bench", "pickapic")
 
 
 def preference(found: Preference, look: Mapping[str, plots.Look]) -> Section:
@@ -51,8 +53,10 @@ def preference(found: Preference, look: Mapping[str, plots.Look]) -> Section:
     ]
     blocks: list[Block] = []
     if len(rows) <= 12:
-        drawn = plots.dots(rows, look, "accuracy", 0.5)
-        caption = f"Accuracy with {found.confidence:.0%} intervals; the dotted line is guessing."
+        chance = None if found.data.benchmark in _TIES_COUNT else 0.5
+        drawn = plots.dots(rows, look, "accuracy", chance)
+        caption = f"Accuracy with {found.confidence:.0%} intervals."
+        caption += " The dotted line is guessing." if chance else ""
         blocks.append(Drawing(caption, drawn, "Accuracy by reward and category"))
     blocks += [_accuracies(found.accuracies, metric) for metric in metrics]
     blocks += list(contrasts(found.contrasts, "accuracy", ".1%"))

@@ -48,7 +48,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a gallery, and what stands below it; `best_of` are the rewards that prefer it."""
+    """A picture of a gallery, and what stands below it: a title, and names with values."""
 
     path: Path | None
     title: str

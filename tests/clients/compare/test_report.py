@@ -272,6 +272,13 @@ def test_an_empty_folder_is_refused_with_the_way_out(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+def test_no_line_says_what_guessing_reaches_where_ties_can_be_right(tmp_path: Path) -> None:
+    found = preference_of(np.random.default_rng(0))
+    for benchmark, there in (("plain", True), ("genai-bench", False)):
+        write_summary(tmp_path, replace(found, data=replace(found.data, benchmark=benchmark)))
+        assert ("dotted line is guessing" in write_report(tmp_path).html.read_text()) is there
+
+
 def test_one_reward_alone_makes_a_report_too(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     whole = preference_of(rng)
