@@ -49,7 +49,8 @@ class RewardClient(Scorer):
     server's certificate is checked: True by the usual authorities, a file of one's own authorities, or, for
     https, False or an `ssl.SSLContext`, which can also hold a certificate of the client's, but cannot be
     pickled. `transport` is httpx's: a mock in tests,
-    a Unix socket, a proxy.
+    a Unix socket, a proxy. `downscale` resizes pixels here, as the reward itself does and where its server
+    says that no score moves by it, so that fewer bytes travel; provenance tells of it.
 
     Thread-safe. May be made before a fork and pickled: each process opens its own connections.
 
@@ -69,9 +70,10 @@ class RewardClient(Scorer):
         cache: ScoreCache | None = None,
         verify: Verify = True,
         transport: httpx.BaseTransport | None = None,
+        downscale: bool = False,
     ) -> None:
         self.urls = (url,) if isinstance(url, str) else tuple(url)
-        servers = [_connect(each, token, verify, transport) for each in self.urls]
+        servers = [_connect(each, token, verify, transport, downscale) for each in self.urls]
         self._pool = Pool(servers, hedge_after=hedge_after)
         super().__init__(self._pool, timeout=timeout, max_in_flight=max_in_flight, reward=reward, cache=cache)
         self._remake = partial(
@@ -85,6 +87,7 @@ class RewardClient(Scorer):
             cache=cache,
             verify=verify,
             transport=transport,
+            downscale=downscale,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -210,11 +213,11 @@ class AsyncRewardClient:
 
 
 def _connect(
-    url: str, token: str | None, verify: Verify, transport: httpx.BaseTransport | None
+    url: str, token: str | None, verify: Verify, transport: httpx.BaseTransport | None, downscale: bool
 ) -> ServerTransport:
     parsed = httpx.URL(url)
     if parsed.host and parsed.scheme in ("http", "https"):
-        return HTTPTransport(url, token=token, verify=verify, transport=transport)
+        return HTTPTransport(url, token=token, verify=verify, transport=transport, downscale=downscale)
     if not parsed.host or not parsed.port or parsed.scheme not in ("grpc", "grpcs"):
         raise ValueError(f"url must look like http://host:3000 or grpc://host:8001, got {url!r}")
     if transport is not None:

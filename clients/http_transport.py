@@ -27,8 +27,8 @@ _T = TypeVar("_T")
 class HTTPTransport(ServerTransport):
     """Talks HTTP or HTTPS. Thread-safe.
 
-    `token` goes out as a bearer token. `verify` is as in `RewardClient`. `transport` is httpx's own, for
-    what is not plain TCP.
+    `token` goes out as a bearer token. `verify` and `downscale` are as in `RewardClient`. `transport` is
+    httpx's own, for what is not plain TCP.
     """
 
     def __init__(
@@ -38,8 +38,9 @@ class HTTPTransport(ServerTransport):
         token: str | None = None,
         verify: Verify = True,
         transport: httpx.BaseTransport | None = None,
+        downscale: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(downscale=downscale)
         self._url = url
         self._client = PerProcess(
             lambda: httpx.Client(

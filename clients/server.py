@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rewardzoo.clients import wire
+from rewardzoo.clients.downscale import downscaled
 from rewardzoo.clients.transport import Part, Reply, Transport, joined
 from rewardzoo.errors import ItemError, NotServedError, RequestError, TooLargeError
 
@@ -77,10 +78,12 @@ class Answer:
 class ServerTransport(Transport, ABC):
     """A `Transport` to a rewardzoo service, to Triton or to any other server of the protocol. Thread-safe.
 
-    It asks once: `rewardzoo.clients.pool` repeats what may be repeated.
+    It asks once: `rewardzoo.clients.pool` repeats what may be repeated. With `downscale` pixels are resized
+    here where the server says how.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, downscale: bool = False) -> None:
+        self._downscale = downscale
         self._declared: dict[str, Declared | None] = {}
 
     def infer(self, model: str, part: Part, *, deadline: float) -> Reply:
@@ -95,6 +98,9 @@ class ServerTransport(Transport, ABC):
         declared = self._declared[name]
         if declared is None:
             return [self.infer(model, part, deadline=deadline) for model in models]
+        done: dict[str, str] = {}
+        if self._downscale and wire.RESIZE in declared.parameters:
+            part, done = downscaled(part, str(declared.parameters[wire.RESIZE]))
         pieces = deque(declared.pieces(part))
         replies: list[list[Reply]] = []
         while pieces:
@@ -109,7 +115,8 @@ class ServerTransport(Transport, ABC):
                 pieces.extendleft(reversed(list(declared.pieces(piece))))
             else:
                 replies.append(read_replies(answer, len(piece), len(models)))
-        return [joined(column) for column in zip(*replies, strict=True)]
+        whole = [joined(column) for column in zip(*replies, strict=True)]
+        return [replace(reply, provenance={**reply.provenance, **done}) for reply in whole] if done else whole
 
     def rewards(self, *, deadline: float) -> list[ServedReward]:
         """List what the server hosts."""

@@ -44,6 +44,7 @@ __all__ = [
     "METADATA",
     "PROMPTS",
     "PROVENANCE",
+    "RESIZE",
     "SCORES",
     "Chunk",
     "Message",
@@ -72,6 +73,8 @@ IMAGE_FILES = "image_files"
 SCORES, ERRORS, DETAILS = "scores", "errors", "details"
 PROVENANCE = "provenance"
 """The provenance of a request in its first item, of a server whose answers have no parameters."""
+RESIZE = "resize"
+"""The parameter in a model's metadata that tells how a caller may resize images beforehand."""
 MAX_PROMPT_BYTES = 32_768
 
 Key = Literal["inputs", "outputs"]

@@ -11,7 +11,8 @@ import torch.nn.functional as F  # noqa: N812
 from PIL import Image
 from torch import Tensor, nn
 
-from rewardzoo.rewards._images import normalize, resize_shortest_and_crop, to_tensor
+from rewardzoo.resize import ShortestAndCrop
+from rewardzoo.rewards._images import normalize, to_tensor
 from rewardzoo.rewards._weights import load_strictly, read_checkpoint
 
 Config = Mapping[str, Any]
@@ -148,8 +149,8 @@ def pixels_of(image: Image.Image, size: int, resize: Resize) -> Tensor:
     """
     if resize == "floats":
         return normalize(_resize_floats(to_tensor(image), size))
-    square = resize_shortest_and_crop(image, size, round_corner=resize == "torchvision")
-    return normalize(to_tensor(square))
+    step = ShortestAndCrop(size, round_corner=resize == "torchvision")
+    return normalize(to_tensor(step(image)))
 
 
 def _resize_floats(pixels: Tensor, size: int) -> Tensor:

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rewardzoo.errors import ItemError, WeightsError
-from rewardzoo.rewards._images import normalize, resize_shortest_and_crop, to_tensor
+from rewardzoo.resize import ShortestAndCrop
+from rewardzoo.rewards._images import normalize, to_tensor
 from rewardzoo.rewards._vlm_images import pad_to_square
 from rewardzoo.rewards._weights import load_strictly, read_checkpoint
 
@@ -117,7 +118,7 @@ class ClipT5(nn.Module):
 
     def prepare_image(self, image: Image.Image) -> Tensor:
         """Pad to a square with CLIP's mean colour, resize, normalise: (3, S, S)."""
-        square = resize_shortest_and_crop(pad_to_square(image, _PADDING), self.image_size)
+        square = ShortestAndCrop(self.image_size)(pad_to_square(image, _PADDING))
         return normalize(to_tensor(square))
 
     def question_ids(self, question: str) -> list[int]:

@@ -28,25 +28,6 @@ def normalize(pixels: Tensor) -> Tensor:
     return (pixels - mean) / std
 
 
-def resize_shortest_and_crop(image: Image.Image, size: int, *, round_corner: bool = True) -> Image.Image:
-    """Bicubic resize of the shortest side to `size`, then the central square, on bytes.
-
-    torchvision's `Resize(size, BICUBIC)` and `CenterCrop(size)` on PIL images, truncation and all. Where
-    the square cannot lie in the very middle, torchvision rounds its corner to the even pixel;
-    `transformers`' PIL processors round it down, as `round_corner=False` does.
-    """
-    width, height = image.size
-    if width <= height:
-        width, height = size, int(size * height / width)
-    else:
-        width, height = int(size * width / height), size
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) / 2, (height - size) / 2
-    left, top = (round(left), round(top)) if round_corner else (int(left), int(top))
-    return image.crop((left, top, left + size, top + size))
-
-
 def resize_longest_and_pad(pixels: Tensor, size: int, *, antialias: bool) -> Tensor:
     """Bicubic resize of the longest side to `size` and zero padding to a square, on floats (3, H, W)."""
     height, width = pixels.shape[1:]

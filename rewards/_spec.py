@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rewardzoo.resize import ShortestAndCrop
+
 
 @dataclass(frozen=True)
 class HubFile:
@@ -67,7 +69,8 @@ class Variant:
     `recipe` names the exact computation (preprocessing, prompt, formula): two variants with one recipe
     differ in weights alone. `config` holds what the reward's own loader needs to build the architecture.
     A `quirk` repeats a fault of upstream's, what its sampling comes to, or another era of its libraries; a
-    bare name never means one.
+    bare name never means one. `resize` is what `prepare_image` does to an image first, where a caller may
+    do it beforehand without moving a score by a bit.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Variant:
     weights_license: str
     config: Mapping[str, object] = field(default_factory=dict)
     quirk: bool = False
+    resize: ShortestAndCrop | None = None
 
     @property
     def is_mini(self) -> bool:

@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from PIL import Image
 from torch import Tensor, nn
 
+from rewardzoo.resize import ShortestAndCrop
 from rewardzoo.rewards import _clip
 from rewardzoo.rewards._heads import LinearHead
 from rewardzoo.rewards._model import RewardModel
@@ -52,6 +53,7 @@ class Aesthetic(RewardModel):
                 },
                 weights_license="Apache-2.0 (head), unknown (CLIP)",
                 config=_clip.VIT_L_14,
+                resize=ShortestAndCrop(224),
             ),
         ),
         uses_prompt=False,

@@ -17,6 +17,7 @@ from typing import Any, Self, cast
 from PIL import Image
 from torch import Tensor, nn
 
+from rewardzoo.resize import ShortestAndCrop
 from rewardzoo.rewards import _clip
 from rewardzoo.rewards._model import PairReward
 from rewardzoo.rewards._spec import HubFile, PackagedFile, RewardSpec, Variant
@@ -32,6 +33,10 @@ class Form:
     floor: float | None = None
     prefix: str = ""
     keeps_end: bool = True
+
+    def square(self, size: int) -> ShortestAndCrop | None:
+        """Return the step on bytes that makes an image a square; floats are resized otherwise."""
+        return None if self.resize == "floats" else ShortestAndCrop(size, self.resize == "torchvision")
 
 
 FORMS: Mapping[str, Form] = {
@@ -59,6 +64,7 @@ def _large(name: str, form: str, files: Mapping[str, HubFile]) -> Variant:
         files={"checkpoint": _L_14, **files},
         weights_license="unknown",
         config=_clip.VIT_L_14,
+        resize=FORMS[f"clipscore/{form}"].square(224),
     )
 
 
@@ -78,6 +84,7 @@ class ClipScore(PairReward):
                 files={"checkpoint": _B_32},
                 weights_license="unknown",
                 config=_clip.VIT_B_32,
+                resize=FORMS["clipscore/paper"].square(224),
             ),
             _large("imagereward-l14", "imagereward", {}),
             _large("torchmetrics-l14", "torchmetrics", {"tokenizer": _TOKENIZER}),
@@ -93,6 +100,7 @@ class ClipScore(PairReward):
                 },
                 weights_license="Apache-2.0",
                 config=_clip.MINI,
+                resize=FORMS["clipscore/imagereward"].square(64),
             ),
         ),
     )

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from rewardzoo.errors import ItemError
+from rewardzoo.resize import ShortestAndCrop
 from rewardzoo.rewards._bert import word_pieces
-from rewardzoo.rewards._images import normalize, resize_shortest_and_crop, to_tensor
+from rewardzoo.rewards._images import normalize, to_tensor
 from rewardzoo.rewards._model import Batch, Outcome, RewardModel, Score
 from rewardzoo.rewards._nouns import read_phrases
 from rewardzoo.rewards._spec import HubFile, RewardSpec, Variant
@@ -73,6 +74,7 @@ class GitVQA(RewardModel):
                     ),
                 },
                 weights_license="MIT",
+                resize=ShortestAndCrop(420, round_corner=False),
             ),
         ),
     )
@@ -100,7 +102,7 @@ class GitVQA(RewardModel):
 
     def prepare_image(self, image: Image.Image) -> Tensor:
         """Resize the shortest side, crop the centre, normalise: (3, S, S)."""
-        return normalize(to_tensor(resize_shortest_and_crop(image, self.image_size, round_corner=False)))
+        return normalize(to_tensor(ShortestAndCrop(self.image_size, round_corner=False)(image)))
 
     def prepare_prompt(self, prompt: str, metadata: Mapping[str, Any]) -> Question:
         """Read what to ask from the metadata."""

@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from rewardzoo.resize import ShortestAndCrop
 from rewardzoo.rewards import _blip
 from rewardzoo.rewards._bert import word_pieces
 from rewardzoo.rewards._heads import LinearHead
-from rewardzoo.rewards._images import normalize, resize_shortest_and_crop, to_tensor
+from rewardzoo.rewards._images import normalize, to_tensor
 from rewardzoo.rewards._model import PairReward
 from rewardzoo.rewards._spec import HubFile, PackagedFile, RewardSpec, Variant
 from rewardzoo.rewards._weights import load_strictly, read_checkpoint
@@ -84,6 +85,7 @@ class ImageReward(PairReward):
                     ),
                 },
                 weights_license="Apache-2.0",
+                resize=ShortestAndCrop(224),
             ),
             Variant(
                 "mini",
@@ -94,6 +96,7 @@ class ImageReward(PairReward):
                 },
                 weights_license="Apache-2.0",
                 config=MINI_CONFIG,
+                resize=ShortestAndCrop(64),
             ),
         ),
     )
@@ -115,7 +118,7 @@ class ImageReward(PairReward):
 
     def prepare_image(self, image: Image.Image) -> Tensor:
         """Resize the shortest side, crop the centre, normalise: (3, S, S)."""
-        return normalize(to_tensor(resize_shortest_and_crop(image, self.image_size)))
+        return normalize(to_tensor(ShortestAndCrop(self.image_size)(image)))
 
     def prepare_text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Tokenise, cut at 35 word pieces: input_ids and attention_mask (U, L)."""

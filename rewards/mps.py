@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rewardzoo.errors import ItemError
+from rewardzoo.resize import ShortestAndCrop
 from rewardzoo.rewards import _clip
 from rewardzoo.rewards._model import RewardModel
 from rewardzoo.rewards._spec import HubFile, RewardSpec, Variant
@@ -44,6 +45,7 @@ _FILES = {
         "1c2b8495b28150b8a4922ee1c8edee224c284c0c",
     ),
 }
+_SQUARE = ShortestAndCrop(224, round_corner=False)
 _CONFIG = {**_clip.VIT_H_14, "cross": {"layers": 4, "heads": 16, "head_width": 64}}
 
 
@@ -57,8 +59,8 @@ class MPS(RewardModel):
         code_license="MIT",
         score_range=(0.0, 30.0),
         variants=(
-            Variant("v1", recipe="mps/v1", files=_FILES, weights_license="unknown", config=_CONFIG),
-            Variant("v1-eval", "mps/eval", _FILES, weights_license="unknown", config=_CONFIG, quirk=True),
+            Variant("v1", "mps/v1", _FILES, "unknown", _CONFIG, resize=_SQUARE),
+            Variant("v1-eval", "mps/eval", _FILES, "unknown", _CONFIG, quirk=True, resize=_SQUARE),
         ),
         gpu_dtype="float16",  # what upstream runs in
     )

@@ -13,6 +13,7 @@ from typing import Any, Self, cast
 from PIL import Image
 from torch import Tensor, nn
 
+from rewardzoo.resize import ShortestAndCrop
 from rewardzoo.rewards import _clip
 from rewardzoo.rewards._model import PairReward
 from rewardzoo.rewards._spec import HubFile, PackagedFile, RewardSpec, Variant
@@ -47,6 +48,7 @@ class PickScore(PairReward):
                 },
                 weights_license="unknown",
                 config=_clip.VIT_H_14,
+                resize=ShortestAndCrop(224, round_corner=False),
             ),
             Variant(
                 "mini",
@@ -57,6 +59,7 @@ class PickScore(PairReward):
                 },
                 weights_license="Apache-2.0",
                 config=_clip.MINI,
+                resize=ShortestAndCrop(64, round_corner=False),
             ),
         ),
     )

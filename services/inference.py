@@ -27,6 +27,7 @@ OUTPUTS = (wire.SCORES, wire.ERRORS, wire.DETAILS)
 def metadata(rewards: Sequence[HostedReward]) -> dict[str, Any]:
     """Return the model metadata of the protocol, with what is known of the rewards as parameters."""
     shape = [-1] if len(rewards) == 1 else [-1, len(rewards)]
+    about = _about(rewards[0]) if len(rewards) == 1 else _provenance(rewards)
     return {
         "name": joined(rewards),
         "versions": [VERSION],
@@ -51,7 +52,7 @@ def metadata(rewards: Sequence[HostedReward]) -> dict[str, Any]:
             {"name": wire.ERRORS, "datatype": "BYTES", "shape": shape},
             {"name": wire.DETAILS, "datatype": "BYTES", "shape": shape},
         ],
-        "parameters": _about(rewards[0]) if len(rewards) == 1 else _provenance(rewards),
+        "parameters": {**about, **_resize(rewards)},
     }
 
 
@@ -73,6 +74,13 @@ def _about(reward: HostedReward) -> dict[str, Any]:
         "higher_is_better": spec.higher_is_better,
         "max_batch": spec.max_batch,
     }
+
+
+def _resize(rewards: Sequence[HostedReward]) -> dict[str, str]:
+    """Return the step that a caller may take of the images beforehand: that of all the rewards, if of one."""
+    steps = {reward.variant.resize for reward in rewards}
+    step = steps.pop() if len(steps) == 1 else None
+    return {} if step is None else {wire.RESIZE: str(step)}
 
 
 def _provenance(rewards: Sequence[HostedReward]) -> dict[str, Any]:

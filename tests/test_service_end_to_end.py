@@ -112,6 +112,21 @@ def noise_png() -> bytes:
     return buffer.getvalue()
 
 
+def test_images_downscaled_by_the_client_score_as_those_that_the_server_resizes(url) -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(300, 200), (200, 300), (67, 64), (64, 67), (512, 512), (64, 64), (30, 400)]
+    images = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    whole, small = RewardClient(url), RewardClient(url, downscale=True)
+    for reward in (*REWARDS, list(REWARDS)):
+        expected = whole.score_result(images, "a red circle", reward=reward)
+        found = small.score_result(images, "a red circle", reward=reward)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6, rtol=0)
+        # HPS v2 resizes floats: there is no step that would leave its scores alone.
+        assert ("downscale" in found.provenance) == (reward == "imagereward:mini")
+        assert "downscale" not in expected.provenance
+    assert len(set(expected.scores[:, 1].tolist())) == len(images)
+
+
 BAD = {
     "truncated PNG": (noise_png()[:4000], "a", "truncated or damaged"),
     "no pixels": (np.zeros((0, 0, 3), np.uint8), "a", "empty: 0x0 pixels"),

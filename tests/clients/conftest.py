@@ -29,13 +29,15 @@ class Answer:
 class FakeServer:
     """A scorer over real HTTP: a score is the sum of the image's bytes, twice that from "double".
 
-    With `joins` it takes names joined by "+"; `delay` is how many seconds a request takes.
+    With `joins` it takes names joined by "+"; `delay` is how many seconds a request takes, `tells` what it
+    says of its models beside the recipe.
     """
 
     port: int = 0
     columns: bool = False
     joins: bool = False
     delay: float = 0.0
+    tells: dict[str, str] = field(default_factory=dict)
     script: list[Answer] = field(default_factory=list)
     seen: list[wire.Message] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
@@ -82,7 +84,7 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
                 return None
             one = [-1, 1] if server.columns else [-1]
             inputs = [{"name": n, "shape": one, "datatype": "BYTES"} for n in ("prompts", "metadata")]
-            metadata = {"inputs": inputs, "parameters": {"recipe": "sum"}}
+            metadata = {"inputs": inputs, "parameters": {"recipe": "sum", **server.tells}}
             return self.reply(json.dumps(metadata).encode())
 
         def do_POST(self) -> None:

@@ -152,6 +152,16 @@ def test_more_items_than_one_forward_takes_are_split(
     assert sizes == [2, 2, 1]
 
 
+def test_the_resize_that_a_variant_declares_may_be_done_beforehand(reward: Subject) -> None:
+    declared = reward.model.variant.resize
+    if declared is None:
+        pytest.skip("declares none")
+    step = replace(declared, size=reward.model.image_size)  # the network of a case is a small one
+    for picture in reward.images:
+        rgb = picture.convert("RGB")
+        assert torch.equal(reward.model.prepare_image(step(rgb)), reward.model.prepare_image(rgb))
+
+
 def test_no_items_give_no_scores(reward: Subject) -> None:
     assert reward.model.score([], []) == []
 
