@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, overload
+from weakref import WeakKeyDictionary
 
 import httpx
 import numpy as np
@@ -133,6 +136,7 @@ class AsyncRewardClient:
 
     def __init__(self, url: str | Sequence[str], **options: Any) -> None:
         self.sync = RewardClient(url, **options)
+        self._bells: WeakKeyDictionary[asyncio.AbstractEventLoop, _Bell] = WeakKeyDictionary()
 
     @overload
     async def score(
@@ -202,14 +206,47 @@ class AsyncRewardClient:
         await self.close()
 
     async def _wait(self, future: Future[_T]) -> _T:
+        loop = asyncio.get_running_loop()
+        if (bell := self._bells.get(loop)) is None:
+            bell = self._bells[loop] = _Bell()
+        waiter: asyncio.Future[None] = loop.create_future()
+        future.add_done_callback(lambda _: bell.ring(waiter))
         patience = self.sync.patience
+        timer = None if patience is None else loop.call_later(patience, _give_up, waiter, patience)
         try:
-            async with asyncio.timeout(patience):
-                return await asyncio.wrap_future(future)
-        except TimeoutError as error:
-            if future.done() and not future.cancelled():
-                raise
-            raise DeadlineError(f"no answer within {patience:g} s") from error
+            await waiter
+            return future.result()
+        finally:
+            future.cancel()  # without effect on one that is done
+            if timer is not None:
+                timer.cancel()
+
+
+class _Bell:
+    """Tells an event loop of futures that are done in other threads; it is woken once for many."""
+
+    def __init__(self) -> None:
+        self._done: deque[asyncio.Future[None]] = deque()
+        self._rung = False
+
+    def ring(self, waiter: asyncio.Future[None]) -> None:
+        self._done.append(waiter)
+        if not self._rung:
+            self._rung = True
+            with suppress(RuntimeError):  # a loop that is closed waits for nothing
+                waiter.get_loop().call_soon_threadsafe(self._answer)
+
+    def _answer(self) -> None:
+        self._rung = False  # first, so that whoever comes now rings again
+        while self._done:
+            waiter = self._done.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def _give_up(waiter: asyncio.Future[None], patience: float) -> None:
+    if not waiter.done():
+        waiter.set_exception(DeadlineError(f"no answer within {patience:g} s"))
 
 
 def _connect(

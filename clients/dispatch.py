@@ -15,6 +15,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from rewardzoo.clients.calls import Call, Row, as_part, by_call
 from rewardzoo.clients.transport import Transport
@@ -25,7 +26,7 @@ MAX_PART_BYTES = 32 * 2**20
 FEW_ITEMS = 8
 """A call of up to so many items may wait for company."""
 LINGER = 0.01
-"""How many seconds it waits at most for as many others as there lately were, if there were any."""
+"""How many seconds it waits at most for half as many as there lately were."""
 _IDLE = 10.0
 # Calls of one part whose deadlines lie closer than this fail together.
 _SAME_TIME = 1.0
@@ -55,8 +56,13 @@ class Dispatcher:
         with self._changed:
             if self._closed:
                 raise ValueError("this scorer is closed")
-            self._lanes.setdefault(call.rewards, _Lane(call.rewards)).add(call)
-            self._rouse()
+            if (lane := self._lanes.get(call.rewards)) is None:
+                lane = self._lanes[call.rewards] = _Lane(call.rewards, min(2, self._max_in_flight))
+            seen = lane.busy or lane.waiting  # a thread is at it, or has its time in view
+            lane.add(call)
+            if not seen or (not lane.called and lane.due() <= time.monotonic()):
+                lane.called = seen
+                self._rouse()
 
     def close(self) -> None:
         """Send no more; calls that have not been sent in full fail."""
@@ -83,11 +89,14 @@ class Dispatcher:
     def _serve(self, lane: _Lane) -> None:
         """Fill a part and send it. What is sent is let go of on return, not when there is more to do."""
         rows: list[Row] = []
+        calls = 0
         try:
             rows = lane.fill()
+            calls = len({id(row.call) for row in rows})
         finally:
             with self._changed:
                 lane.busy = False
+                lane.flying += calls
                 self._lanes[lane.rewards] = self._lanes.pop(lane.rewards)  # rewards take turns
                 if lane.waiting:
                     self._rouse()
@@ -96,8 +105,9 @@ class Dispatcher:
         try:
             self._send(lane.rewards, rows)
         finally:
-            # Those whose calls are done may be about to make the next.
-            lane.since = time.monotonic()
+            with self._changed:
+                lane.flying -= calls
+                lane.since = time.monotonic()  # those whose calls are done may be about to make the next
 
     def _rouse(self) -> None:
         """Have one more thread look for work; the lock is held."""
@@ -119,6 +129,8 @@ class Dispatcher:
                         continue
                     if lane.due() <= now:
                         lane.take()
+                        if any(other.waiting and not other.busy for other in self._lanes.values()):
+                            self._rouse()  # the others' time must stay in somebody's view
                         return lane
                     due = min(due, lane.due())
                 if due == math.inf and now >= give_up:
@@ -178,14 +190,17 @@ def _let_go() -> None:
 class _Lane:
     """The calls that ask for the same rewards, and rows of theirs that wait for a part to fill up."""
 
-    def __init__(self, rewards: tuple[str, ...]) -> None:
+    def __init__(self, rewards: tuple[str, ...], shares: int) -> None:
         self.rewards = rewards
+        self.shares = shares  # of few-item calls, so that one is scored while the next is made
         self.calls: deque[Call] = deque()
         self.busy = False
+        self.called = False  # a thread was told that it is due
         self.few = True  # all that waits is calls of few items
-        self.crowd = 1  # how many calls there lately were at a time
+        self.flying = 0  # how many calls are in parts that are being sent
+        self.crowd = 1  # how many calls there lately were at a time, waiting or flying
         self.since = 0.0  # when the wait for the crowd began
-        self._open: dict[object, list[Row]] = {}
+        self._open: dict[object, _Rows] = {}
 
     @property
     def waiting(self) -> bool:
@@ -196,22 +211,28 @@ class _Lane:
             self.since, self.few = time.monotonic(), True
         self.few = self.few and len(call) <= FEW_ITEMS
         self.calls.append(call)
-        self.crowd = max(self.crowd, len(self.calls))
+        self.crowd = max(self.crowd, len(self.calls) + self.flying)
 
     def take(self) -> None:
         """Have the lane for one thread alone."""
-        self.busy = True
-        if len(self.calls) < self.crowd:
-            self.crowd = max(len(self.calls), self.crowd * 3 // 4, 1)
+        self.busy, self.called = True, False
+        there = len(self.calls) + self.flying
+        if there < self.crowd:
+            self.crowd = max(there, self.crowd * 3 // 4, 1)
+
+    @property
+    def enough(self) -> int:
+        """How many calls are worth a part."""
+        return min(-(-self.crowd // self.shares), MAX_PART_ITEMS)
 
     def due(self) -> float:
         """Return when, in `time.monotonic()`, a part should be filled, full or not."""
-        enough = len(self.calls) >= min(self.crowd, MAX_PART_ITEMS)
-        return 0.0 if enough or not self.few else self.since + LINGER
+        return 0.0 if len(self.calls) >= self.enough or not self.few else self.since + LINGER
 
     def fill(self) -> list[Row]:
         """Draw rows until a part is full; without enough of them, return the fullest there is."""
-        while self.calls:
+        left = self.enough if self.few and not self.flying else math.inf
+        while self.calls and left > 0:
             call = self.calls[0]
             try:
                 row = call.draw()
@@ -221,26 +242,36 @@ class _Lane:
                 row = None
             if row is None:
                 self.calls.popleft()
+                left -= 1
                 continue
             if full := self._put(row):
                 # Calls take turns, so that a long one does not hold up the others.
                 self.calls.rotate(-1)
                 return full
-        for kind in sorted(self._open, key=lambda kind: len(self._open[kind]), reverse=True):
-            if rows := _alive(self._open.pop(kind)):
+        for kind in sorted(self._open, key=lambda kind: len(self._open[kind].rows), reverse=True):
+            if rows := self._open.pop(kind).alive():
                 return rows
         return []
 
     def _put(self, row: Row) -> list[Row]:
         """Add a row to its like; return a part where that makes, or would overfill, one."""
-        rows = self._open.setdefault(row.kind, [])
-        size = sum(r.size for r in rows) + row.size
-        if rows and size > MAX_PART_BYTES:
-            self._open[row.kind] = [row]
-            return _alive(rows)
-        rows.append(row)
-        return _alive(self._open.pop(row.kind)) if len(rows) == MAX_PART_ITEMS else []
+        kind = row.kind
+        if (like := self._open.get(kind)) is None:
+            like = self._open[kind] = _Rows()
+        if like.rows and like.size + row.size > MAX_PART_BYTES:
+            self._open[kind] = _Rows([row], row.size)
+            return like.alive()
+        like.rows.append(row)
+        like.size += row.size
+        return self._open.pop(kind).alive() if len(like.rows) == MAX_PART_ITEMS else []
 
 
-def _alive(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if not row.call.over]
+@dataclass
+class _Rows:
+    """Rows of one kind, and how many bytes their images have."""
+
+    rows: list[Row] = field(default_factory=list)
+    size: int = 0
+
+    def alive(self) -> list[Row]:
+        return [row for row in self.rows if not row.call.over]

@@ -13,6 +13,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from rewardzoo.clients import AsyncRewardClient, dispatch
+from rewardzoo.clients.calls import Call
 from rewardzoo.clients.scorer import Scorer
 from rewardzoo.clients.transport import Part, Reply, Transport
 from rewardzoo.errors import DeadlineError, RequestError, UnavailableError
@@ -80,6 +81,48 @@ def test_a_single_call_does_not_wait_for_company() -> None:
         for _ in range(20):
             scorer.score([image(1)], "a", reward="r")
         assert time.monotonic() - start < 20 * dispatch.LINGER
+
+
+def crowd(count: int) -> list[Call]:
+    end = time.monotonic() + 60
+    return [Call(("r",), [image(i)], ["a"], None, end, lambda parts: parts) for i in range(count)]
+
+
+@pytest.mark.parametrize(("in_flight", "sizes"), [(1, [40]), (2, [20, 20])])
+def test_half_of_a_crowd_is_sent_while_the_other_half_is_still_to_come(in_flight, sizes) -> None:
+    lane = dispatch._Lane(("r",), in_flight)
+    for call in crowd(40):
+        lane.add(call)
+    for size in sizes:
+        assert lane.due() == 0
+        lane.take()
+        assert len(lane.fill()) == size
+        lane.flying += size
+    assert not lane.waiting
+    for call in crowd(40 // in_flight - 1):  # the first half is back, and lacks one
+        lane.flying -= 1
+        lane.add(call)
+    assert lane.due() > time.monotonic()
+    lane.flying -= 1
+    lane.add(*crowd(1))
+    assert lane.due() == 0
+
+
+def test_a_call_that_waits_for_company_is_sent_though_its_thread_has_another_rewards_call() -> None:
+    class Split(Gate):
+        def infer(self, model: str, part: Part, *, deadline: float) -> Reply:
+            return super().infer(model, part, deadline=deadline) if model == "slow" else Reply([1.0])
+
+    gate = Split()
+    with Scorer(gate, timeout=10, max_in_flight=2) as scorer:
+        scorer.score([image(1)], "a", reward="quick")
+        scorer._dispatcher()._lanes["quick",].crowd = 64
+        quick = scorer.submit([image(1)], "a", reward="quick")
+        slow = scorer.submit([image(1)], "a", reward="slow")
+        assert quick.result(5)[0] == 1
+        assert not slow.done()
+        gate.go.set()
+        slow.result(5)
 
 
 def test_calls_for_different_rewards_are_not_mixed_and_take_turns() -> None:
@@ -249,6 +292,21 @@ def test_tasks_share_requests_and_a_cancelled_one_leaves_the_others_be(server: A
     found = asyncio.run(run())
     assert found == [12.0 * (i % 200) for i in range(300) if i != 250]
     assert len(server.seen) < 30
+
+
+def test_an_event_loop_is_woken_once_for_calls_that_are_done_together(server: Any) -> None:
+    woken: list[Any] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        wake = loop.call_soon_threadsafe
+        loop.call_soon_threadsafe = lambda *a: (woken.append(a), wake(*a))[1]  # type: ignore[method-assign]
+        async with AsyncRewardClient(server.url, reward="sum") as client:
+            await asyncio.gather(*(client.score([image(1)], "a") for _ in range(200)))
+
+    server.delay = 0.02
+    asyncio.run(run())
+    assert len(woken) < 100
 
 
 def test_an_awaited_call_ends_at_its_deadline(server: Any) -> None:
