@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import ssl
 import subprocess
@@ -16,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 import rewardzoo
 from rewardzoo.services.config import ServeConfig
 from rewardzoo.services.gate import check_address
 
 _TAIL = 4000
+_PATIENCE = 10.0
+"""Seconds that a server and its workers have to end by themselves."""
 
 
 # BentoML's default, "TLSv1", leaves clients of TLS 1.2 nothing but what has been out of favour for years.
@@ -156,9 +158,17 @@ def _wait_ready(server: subprocess.Popen[bytes], url: str, log: Path, timeout: f
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, how)
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(timeout=10)
-            return
+    """Ask the server to end; kill what does not, workers in sessions of their own included."""
+    workers: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        workers = psutil.Process(server.pid).children(recursive=True)
+    server.terminate()
+    _, left = psutil.wait_procs(workers, timeout=_PATIENCE)
+    for worker in left:
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
+    try:
+        server.wait(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()

@@ -17,8 +17,9 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to bind.")] = 3000,
     device: Annotated[
-        str, typer.Option(help="A torch device, or auto for the GPU where there is one.")
-    ] = "auto",
+        str | None,
+        typer.Option(help="A torch device; by default REWARDZOO_DEVICE, or the GPU where there is one."),
+    ] = None,
     token: Annotated[
         str | None,
         typer.Option(envvar="REWARDZOO_TOKEN", help="Bearer token that callers must send."),
@@ -38,7 +39,7 @@ def serve(
     ] = None,
     weights: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=PATH: weights on disk to use instead of the hub's."),
+        typer.Option(help="NAME=PATH: weights on disk instead of the hub's, and of REWARDZOO_WEIGHTS."),
     ] = None,
     ui: Annotated[
         bool | None,
@@ -55,14 +56,17 @@ def serve(
 
     if (ssl_certfile is None) != (ssl_keyfile is None) or (ssl_ca_certs and not ssl_certfile):
         raise typer.BadParameter("HTTPS needs both --ssl-certfile and --ssl-keyfile")
-    page: dict[str, Any] = {} if ui is None else {"ui": "on" if ui else "off"}
+    # What is not given is left to the environment.
+    given: dict[str, Any] = {} if device is None else {"device": device}
+    if weights:
+        given["weights"] = parse_weights(weights)
+    if ui is not None:
+        given["ui"] = "on" if ui else "off"
     config = ServeConfig(
         rewards=rewards,
-        device=device,
         token=SecretStr(token) if token else None,
         token_file=token_file,
-        weights=parse_weights(weights),
-        **page,
+        **given,
     )
     tls = TLS(ssl_certfile, ssl_keyfile, ssl_ca_certs) if ssl_certfile and ssl_keyfile else None
     run(config, host=host, port=port, tls=tls)

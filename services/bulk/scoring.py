@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-import torch
-
 from rewardzoo.clients import wire
 from rewardzoo.clients.images import Pixels, as_payload, decode_image
 from rewardzoo.errors import ItemError
 from rewardzoo.rewards import Batch, Outcome, RewardModel
 from rewardzoo.services.bulk.rows import Row
+from rewardzoo.services.device import is_fatal, is_out_of_memory
 from rewardzoo.services.outcomes import plain
 
 
@@ -124,13 +123,13 @@ class RowScorer:
         try:
             batch = self._batch(name, items) if batch is None else batch
             return [plain(outcome) for outcome in self.models[name].run(batch)]
-        except torch.AcceleratorError:
-            raise
         except Exception as error:
+            if is_fatal(error):
+                raise
             if len(items) == 1:
                 return [ItemError(f"{name} failed on this item: {error}")]
             half = len(items) // 2
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 self._limits[name] = min(self._limits[name], half)
         return [
             *self._outcomes(name, items.part(0, half), None),

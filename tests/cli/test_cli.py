@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from rewardzoo.cli import app
 from rewardzoo.rewards import load
+from rewardzoo.services import ServeConfig
 from rewardzoo.trainers.lab import triples
 
 
@@ -46,6 +47,19 @@ def test_score_prints_the_models_own_scores(pictures: Path) -> None:
     )
     assert result.exit_code == 0
     assert f"{expected[0]:.4f}" in result.stdout
+
+
+def test_serve_leaves_to_the_environment_what_no_option_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[ServeConfig] = []
+    monkeypatch.setattr("rewardzoo.services.launch.serve", lambda config, **_: configs.append(config))
+    monkeypatch.setenv("REWARDZOO_DEVICE", "cuda:1")
+    monkeypatch.setenv("REWARDZOO_WEIGHTS", '{"hpsv2:mini": "/there"}')
+    assert run("serve", "hpsv2:mini").exit_code == 0
+    assert run("serve", "hpsv2:mini", "--device", "cpu", "--weights", "hpsv2:mini=/here").exit_code == 0
+    monkeypatch.delenv("REWARDZOO_DEVICE")
+    assert run("serve", "hpsv2:mini").exit_code == 0
+    assert [config.device for config in configs] == ["cuda:1", "cpu", "auto"]
+    assert [str(config.weights["hpsv2:mini"]) for config in configs] == ["/there", "/here", "/there"]
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])

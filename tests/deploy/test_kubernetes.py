@@ -184,9 +184,14 @@ def test_pods_run_without_privileges_with_one_gpu_and_one_token(manifests) -> No
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert found["securityContext"]["readOnlyRootFilesystem"] is True
         assert found["resources"]["limits"]["nvidia.com/gpu"] == "1"
-        token = next(e["valueFrom"] for e in found["env"] if e["name"] == "REWARDZOO_TOKEN")
-        assert token["secretKeyRef"] == credentials
         mounts = {m["name"]: m["mountPath"] for m in found["volumeMounts"]}
+        secret = next(v["secret"] for v in pod["volumes"] if v["name"] == "token")
+        assert secret["secretName"] == credentials["name"]
+        assert secret["items"] == [{"key": credentials["key"], "path": "token"}]
+        assert secret["defaultMode"] & 0o007 == 0
+        variables = {e["name"]: e.get("value") for e in found["env"]}
+        assert variables["REWARDZOO_TOKEN_FILE"] == f"{mounts['token']}/token"
+        assert "REWARDZOO_TOKEN" not in variables
         assert {v["name"] for v in pod["volumes"]} == set(mounts)
         assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
         # Where the image keeps its weights, and what else it writes to.

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import Any
 import bentoml
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from pydantic import SecretStr
 
 from rewardzoo.errors import UnknownRewardError
-from rewardzoo.services import ServeConfig
+from rewardzoo.services import ServeConfig, launch
 from rewardzoo.services.launch import running, serve
 
 REWARD = "hpsv2:mini"
@@ -178,6 +180,34 @@ def test_an_unset_token_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("os.execve", lambda *call: started.append(call))
     serve(ServeConfig(rewards=[REWARD], token=None))
     assert "REWARDZOO_TOKEN" not in started[0][2]
+
+
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if len(sys.argv) < 3:
+    subprocess.Popen([sys.executable, __file__, sys.argv[1], "worker"], start_new_session=True)
+else:
+    open(sys.argv[1], "w").close()
+time.sleep(60)
+"""
+
+
+def test_what_does_not_end_by_itself_is_killed_with_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_PATIENCE", 0.2)
+    script, started = tmp_path / "stubborn.py", tmp_path / "started"
+    script.write_text(STUBBORN)
+    server = subprocess.Popen([sys.executable, script, started], start_new_session=True)
+    end = time.monotonic() + 30
+    while not started.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    (worker,) = psutil.Process(server.pid).children()
+    launch._stop(server)
+    assert server.returncode == -9
+    psutil.wait_procs([worker], timeout=10)
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
 
 
 def _files(folder: Path) -> list[Path]:

@@ -87,8 +87,16 @@ def test_an_item_that_the_model_cannot_take_fails_alone() -> None:
     assert "failed on this item: no" in str(found[POISON])
 
 
-def test_out_of_memory_halves_the_batch_and_later_ones_are_small_at_once() -> None:
-    model = Fake(torch.OutOfMemoryError, most=2)
+class NoRoomError(RuntimeError):
+    """As a CPU or cuBLAS says it."""
+
+    def __init__(self, _: str) -> None:
+        super().__init__("DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, NoRoomError])
+def test_out_of_memory_halves_the_batch_and_later_ones_are_small_at_once(error: type[Exception]) -> None:
+    model = Fake(error, most=2)
     assert values(scored(model, rows(40), batch_size=8)) == list(range(40))
     assert model.sizes[-4:] == [2, 2, 2, 2]
     assert max(model.sizes[-10:]) == 2
