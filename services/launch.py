@@ -91,7 +91,7 @@ def running(
         ValueError, UnknownRewardError: as `serve`.
         RuntimeError: it died, or was not ready in `start_timeout` seconds; has the end of its log.
     """
-    port = port or _free_port(host)
+    port = port or free_port(host)
     command, environment = _command(config, host, port, tls)
     url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
     with tempfile.TemporaryDirectory() as folder, (log or Path(folder) / "log").open("wb") as output:
@@ -135,7 +135,8 @@ def _command(config: ServeConfig, host: str, port: int, tls: TLS | None) -> tupl
     ], environment
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a TCP port of `host` that nobody listens on now."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.bind((host, 0))

@@ -3,7 +3,6 @@
 import atexit
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable
 
@@ -20,10 +19,6 @@ atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """Find a TCP port of 127.0.0.1 that nobody listens on."""
+    from rewardzoo.services import launch
 
-    def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
-
-    return find
+    return launch.free_port

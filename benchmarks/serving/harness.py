@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import httpx
 import psutil
 from rich.console import Console
 from rich.table import Table
+
+from rewardzoo.services.launch import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -37,9 +38,7 @@ class Server:
         self.environment["PYTHONPATH"] = os.pathsep.join(
             filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
         )
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: psutil.Popen | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the server
