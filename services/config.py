@@ -29,6 +29,8 @@ class ServeConfig(BaseSettings):
     """Names of rewards, `name` or `name:variant`; empty means the service's own default."""
     device: str = "auto"
     """A torch device, or "auto" for the GPU where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """What the weights of all rewards are held in; None means as each reward's spec has it."""
     token: Annotated[SecretStr, Field(min_length=1)] | None = None
     """What callers must send as `Authorization: Bearer …`; None lets everyone in."""
     weights: dict[str, Path] = {}

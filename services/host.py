@@ -21,6 +21,8 @@ from rewardzoo.services.tracing import scoring
 from rewardzoo.services.workers import Encoded, Shelf, Workers
 
 if TYPE_CHECKING:
+    import torch
+
     from rewardzoo.rewards import Outcome, RewardModel, RewardSpec, Variant
     from rewardzoo.services.exchange import Deadline
 
@@ -90,7 +92,8 @@ class Host:
         host = cls(config, observer=observer, on_lost=on_lost)
         for name in names:
             kind, variant = resolve(name)
-            read = partial(load, name, device=config.device, weights=config.weights.get(name))
+            weights = config.weights.get(name)
+            read = partial(load, name, device=config.device, dtype=_dtype(config.dtype), weights=weights)
             host._add(kind.spec, variant, read, pinned=name in config.pinned)
         host._load_now()
         return host
@@ -201,3 +204,9 @@ class Host:
 
 def _same(model: RewardModel) -> RewardModel:
     return model
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    import torch
+
+    return None if name is None else getattr(torch, name)

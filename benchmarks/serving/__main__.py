@@ -1,4 +1,4 @@
-"""`python -m benchmarks.serving [NAMES...] [--quick]`."""
+"""`python -m benchmarks.serving [NAMES...] [--quick] [--device cuda]`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from benchmarks.serving import (
     cold_start,
     faults,
+    gpu,
     harness,
     latency,
     overload,
@@ -38,22 +39,31 @@ QUICK = {
     "overload": lambda: overload.main(duration=3),
     "soak": lambda: soak.main(minutes=0.5, clients=2),
 }
+GPU = "gpu"
+"""Runs only where it is named: on a processor, ViT-H/14 would take hours."""
 
 
 def main(
     names: Annotated[
-        list[str] | None, typer.Argument(help=f"Which of {', '.join(RUNS)}; all by default.")
+        list[str] | None,
+        typer.Argument(help=f"Which of {', '.join(RUNS)}, or {GPU}; all but that by default."),
     ] = None,
     quick: Annotated[
         bool, typer.Option(help="A short run of each, to try the script; keeps no results.")
     ] = False,
+    device: Annotated[str, typer.Option(help=f"A torch device, for {GPU}.")] = "auto",
 ) -> None:
     """Measure the service; tables here, JSON in benchmarks/results/serving_NAME.json."""
     for name in names or RUNS:
-        if name not in RUNS:
-            raise typer.BadParameter(f"no benchmark {name!r}: there are {', '.join(RUNS)}")
+        if name not in (*RUNS, GPU):
+            raise typer.BadParameter(f"no benchmark {name!r}: there are {', '.join(RUNS)}, {GPU}")
         harness.keep_results = not quick
-        (QUICK if quick else RUNS)[name]()
+        if name != GPU:
+            (QUICK if quick else RUNS)[name]()
+        elif quick:
+            gpu.main(device, full=False, items=512, clients=2, rounds=4)
+        else:
+            gpu.main(device)
 
 
 if __name__ == "__main__":

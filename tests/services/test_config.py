@@ -29,6 +29,7 @@ def test_another_process_reads_the_same_config_from_its_environment(
     config = ServeConfig(
         rewards=["hpsv2:mini", "imagereward:mini"],
         device="cpu",
+        dtype="bfloat16",
         token=SecretStr("secret"),
         weights={"hpsv2:mini": Path("/some/file")},
         max_queue=7,

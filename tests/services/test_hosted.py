@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rewardzoo.errors import ItemError
 from rewardzoo.rewards import Score
@@ -71,6 +72,19 @@ def test_a_reward_with_costs_is_batched_by_the_sizes_of_its_images(
 
     asyncio.run(main())
     assert model.sizes == [2, 2, 1]  # 64 + 25 | 25 + junk + 60 | 40: the junk costs 1 and fails
+
+
+def test_weights_are_loaded_in_the_dtype_that_the_settings_name(model: Any) -> None:
+    asked: list[Any] = []
+
+    def load(_: str, **options: Any) -> Any:
+        asked.append(options["dtype"])
+        return model
+
+    for dtype in ("bfloat16", None):
+        config = ServeConfig(rewards=["fake:v1"], device="cpu", dtype=dtype)
+        Host.load(config, [], load, lambda _: (type(model), model.variant))
+    assert asked == [torch.bfloat16, None]
 
 
 def test_what_a_reward_costs_by_default_is_one_an_item(model: Any) -> None:
