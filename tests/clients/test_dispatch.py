@@ -141,10 +141,13 @@ def test_a_long_call_does_not_hold_up_a_short_one_for_the_same_reward() -> None:
     with Scorer(gate, timeout=10, max_in_flight=1) as scorer:
         long = scorer.submit([image(1)] * 64 * 20, "a", reward="r")
         short = scorer.submit([image(2)], "a", reward="r")
+        sent: list[int] = []
+        short.add_done_callback(lambda _: sent.append(len(gate.sizes)))
         gate.go.set()
         short.result(5)
-        assert not long.done()
         assert_array_equal(long.result(5), np.ones(64 * 20))
+    assert sent[0] <= 3
+    assert len(gate.sizes) >= 20
 
 
 def test_a_call_whose_request_is_refused_fails_alone() -> None:
