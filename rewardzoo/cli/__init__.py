@@ -1,4 +1,4 @@
-"""The command line: `rewardzoo list | serve | score | bulk | compare | demo | doctor | parity | …`."""
+"""The command line: `rewardzoo list | serve | score | bulk | compare | train | demo | doctor | …`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from rewardzoo.cli.bulk import bulk
 from rewardzoo.cli.catalog import list_rewards
@@ -16,6 +17,7 @@ from rewardzoo.cli.doctor import doctor
 from rewardzoo.cli.parity import parity
 from rewardzoo.cli.score import score
 from rewardzoo.cli.serve import serve
+from rewardzoo.cli.train import app as train
 from rewardzoo.cli.triton import triton_export
 from rewardzoo.errors import MissingExtraError, RewardZooError
 
@@ -31,6 +33,7 @@ app.command()(score)
 app.command()(bulk)
 add_report_commands(compare_app)
 app.add_typer(compare_app, name="compare")
+app.add_typer(train, name="train")
 app.command()(demo)
 app.command()(doctor)
 app.command()(parity)
@@ -42,5 +45,5 @@ def main() -> None:
     try:
         app()
     except (RewardZooError, MissingExtraError, ValueError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, markup=True)
         sys.exit(1)

@@ -1,0 +1,373 @@
+"""What a training lives in: devices, optimizer, checkpoints, signals, and what is written down of it.
+
+    with Run(config, "grpo", load_policy(config.policy)) as run:
+        for step in run.steps():
+            images = run.rollout(run.take(16), group_size=8)
+            ...
+            run.log(metrics)
+
+A training that is interrupted by a signal, or loses its rewards, leaves a checkpoint of the last step done,
+and goes on from there to the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object, set_seed
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from rewardzoo.trainers.checkpoints import Checkpoints, step_of
+from rewardzoo.trainers.config import Config, TrainConfig, dump
+from rewardzoo.trainers.evaluation import evaluate
+from rewardzoo.trainers.policies.policy import ARImagePolicy
+from rewardzoo.trainers.prompts import Prompt, PromptOrder, load_prompts
+from rewardzoo.trainers.rewards import Rewards, RewardsLostError, StopAskedError
+from rewardzoo.trainers.rollout import Images, rollout
+from rewardzoo.trainers.sharding import prepare_reference, ready_to_sample
+from rewardzoo.trainers.tracking import Tracking
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# How much longer than the wait for rewards a collective may take: a step, an evaluation, a checkpoint.
+_COLLECTIVE = timedelta(hours=1)
+
+
+class Run(Generic[Config]):
+    """One training, of which there is one in each process.
+
+    `policy` is the model itself, `model` what wraps it for several processes: sample with the one, and take
+    gradients through the other. `step` is how many steps are done.
+
+    Raises:
+        ValueError: the folder holds a run that must not be gone on with, or of another kind.
+    """
+
+    def __init__(self, config: Config, algorithm: str, policy: ARImagePolicy) -> None:
+        self.config = config
+        self.policy = policy
+        self.step = 0
+        self.exit_code = 0
+        if config.run.threads:
+            torch.set_num_threads(config.run.threads)
+        self.accelerator = Accelerator(
+            mixed_precision=config.policy.mixed_precision,
+            log_with=list(config.run.trackers),
+            project_dir=str(config.run.out),
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=_COLLECTIVE + timedelta(seconds=config.rewards.timeout))
+            ],
+        )
+        set_seed(config.run.seed, device_specific=True)
+        self._checkpoints = Checkpoints(config.run.out / "checkpoints", config.run.keep, self.accelerator)
+        self._resumed = self._may_resume(algorithm)
+        self._signal = 0
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._metrics: dict[str, float] = {}
+        self._position = 0
+        self._evaluated = -1
+        self.prompts = PromptOrder(load_prompts(config.prompts), config.run.seed)
+        self._sets = {name: load_prompts(each) for name, each in config.evaluation.sets.items()}
+        self.rewards = Rewards(config.rewards, stop=lambda: self._signal != 0)
+        self.trained = [p for p in _module(policy).parameters() if p.requires_grad]
+        self.optimizer, self._schedule = _optimizer(config, self.trained)
+        self.model, self.optimizer = self.accelerator.prepare(_module(policy), self.optimizer)
+        ready_to_sample(self.model)
+        self.policy = self.accelerator.unwrap_model(self.model)
+        for stateful in (self._schedule, _State(self)):
+            self.accelerator.register_for_checkpointing(stateful)
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return int(self.accelerator.num_processes)
+
+    def reference(self) -> nn.Module:
+        """Return the policy as it is now, frozen; ask before `steps`, which may load a checkpoint."""
+        return prepare_reference(self.accelerator, self.policy.reference())
+
+    def keep(self, stateful: Any) -> None:
+        """Save what has `state_dict` and `load_state_dict` with each checkpoint; say so before `steps`."""
+        self.accelerator.register_for_checkpointing(stateful)
+
+    def steps(self) -> Iterator[int]:
+        """Yield the number of each step that is to be done, from 1; after it, evaluate, log and save.
+
+        Ends early where a signal asks for it; `exit_code` is then 128 and the signal's number.
+        """
+        self._begin()
+        last = self.config.run.steps
+        while True:
+            self._finish_step()
+            if self.step >= last or self._stopping():
+                break
+            began = time.monotonic()
+            self._metrics, self._position = {}, self.prompts.position
+            yield self.step + 1
+            self.step += 1
+            self._position = self.prompts.position
+            self._metrics["seconds"] = time.monotonic() - began
+        self._save()
+        if self.step >= last:
+            self._export()
+
+    def take(self, count: int) -> list[Prompt]:
+        """Return the next prompts of the training, the same in all processes; a whole number for each."""
+        return self.prompts.take(count)
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """Return this process's part of items that all processes have: a run of consecutive ones.
+
+        Raises:
+            ValueError: they cannot be shared equally.
+        """
+        size, rest = divmod(len(items), self.processes)
+        if rest:
+            raise ValueError(f"{len(items)} cannot be shared equally by {self.processes} processes")
+        start = size * self.accelerator.process_index
+        return items[start : start + size]
+
+    def rollout(self, prompts: Sequence[Prompt], group_size: int, *, score: bool = True) -> Images:
+        """Sample `group_size` images for each of P prompts, this process those of its share of the prompts.
+
+        Each batch of images is decoded and, unless `score` is false, its scoring has begun before the next is
+        sampled. What is drawn follows from the seed, the step, and the image's place in the global step.
+        """
+        return rollout(self, prompts, group_size, (0, self.step), score=score)
+
+    def update(self, count: int, loss_of: Callable[[slice], Tensor]) -> dict[str, float]:
+        """Take one optimizer step over this process's `count` items, the same count in all.
+
+        `loss_of` gives the loss of a slice of them, as a part of the global batch's: the losses of all slices
+        of all processes add up to it.
+        """
+        size = self.config.optimizer.micro_batch_size
+        for start in range(0, count, size):
+            rows = slice(start, min(start + size, count))
+            is_last = rows.stop == count
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                # Gradients are averaged over processes.
+                self.accelerator.backward(loss_of(rows) * self.processes)
+        norm = float(self.accelerator.clip_grad_norm_(self.trained, self.config.optimizer.max_grad_norm))
+        lr = float(self._schedule.get_last_lr()[0])
+        if np.isfinite(norm):
+            self.optimizer.step()
+        else:
+            logger.warning(
+                "step %d: the gradient's norm is %s, so this update is left out", self.step + 1, norm
+            )
+        self.optimizer.zero_grad()
+        self._schedule.step()
+        return {"grad_norm": norm, "lr": lr}
+
+    def total(self, sums: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """Add numbers up over all processes."""
+        flat = torch.stack([torch.as_tensor(value, dtype=torch.float64).cpu() for value in sums.values()])
+        # Gathered rather than reduced, so that the order of the additions is the same everywhere.
+        everyone: list[Tensor] = gather_object([flat])
+        return dict(zip(sums, torch.stack(everyone).sum(0).tolist(), strict=True))
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Add to what is written down of this step."""
+        self._metrics.update(metrics)
+
+    def grid_due(self) -> bool:
+        """Whether this step's samples are to be drawn."""
+        return (self.step + 1) % self.config.run.grid_every == 0 or self.step == 0
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {each: signal.signal(each, self._on_signal) for each in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        try:
+            # All processes raise these together, so that all of them save.
+            if isinstance(error, RewardsLostError | StopAskedError) and self._begun:
+                self.prompts.position = self._position
+                self._save()
+                self.tracking.say(f"{error}; checkpoint of step {self.step} is in {self._checkpoints.folder}")
+        finally:
+            for each, handler in self._handlers.items():
+                signal.signal(each, handler)
+            self.rewards.close()
+            if self._begun:
+                self.tracking.close()
+            if self.accelerator.num_processes > 1 and error is None:
+                self.accelerator.wait_for_everyone()
+        if isinstance(error, StopAskedError):
+            self._note_stop()
+            return True
+        return False
+
+    _begun = False
+
+    def _begin(self) -> None:
+        """Wait for the rewards, load the checkpoint that there is, and open what is written to."""
+        self.rewards.check()
+        out = self.config.run.out
+        if self._resumed:
+            self.accelerator.load_state(str(self._resumed))
+            if self.step != step_of(self._resumed):
+                raise ValueError(
+                    f"{self._resumed} is of step {self.step}: it was renamed or is another run's"
+                )
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "config.yaml").write_text(dump(self.config))
+        self.accelerator.wait_for_everyone()
+        self.tracking = Tracking(self.accelerator, self.config, start=self.step)
+        self._position = self.prompts.position
+        self._begun = True
+        if self._resumed:
+            self.tracking.say(f"goes on from {self._resumed}")
+
+    def _may_resume(self, algorithm: str) -> Path | None:
+        """Return the checkpoint to go on from; say what differs from the run that wrote it."""
+        out, found = self.config.run.out, self._checkpoints.newest()
+        note = out / "run.json"
+        if (found or note.exists()) and self.config.run.resume == "never":
+            raise ValueError(f"run.out: {out} holds a run already: say run.resume=auto, or another folder")
+        if note.exists() and (other := json.loads(note.read_text())["algorithm"]) != algorithm:
+            raise ValueError(f"run.out: {out} holds a run of {other}, this is one of {algorithm}")
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            out.mkdir(parents=True, exist_ok=True)
+            note.write_text(json.dumps({"algorithm": algorithm}) + "\n")
+            if found and (before := out / "config.yaml").exists():
+                _warn_of_changes(before.read_text(), dump(self.config))
+        return found
+
+    def _finish_step(self) -> None:
+        """Evaluate where it is due, write down what is known of this step, and save where that is due."""
+        every, last = self.config.evaluation.every, self.config.run.steps
+        try:
+            due = self.step % every == 0 or self.step >= last
+            if due and self._evaluated != self.step and self._sets:
+                began = time.monotonic()
+                for name, prompts in self._sets.items():
+                    self._metrics |= evaluate(self, name, prompts, self.config.evaluation.images_per_prompt)
+                self._metrics["seconds/eval"] = time.monotonic() - began
+                self._evaluated = self.step
+        finally:
+            if self._metrics:
+                self._note_shares()
+                self.tracking.log(self.step, self._metrics)
+                self._write_provenance()
+                self._metrics = {}
+        if self.step and self.step % self.config.run.save_every == 0:
+            self._save()
+
+    def _note_shares(self) -> None:
+        seconds = self._metrics.get("seconds")
+        if seconds and "seconds/wait" in self._metrics:
+            self._metrics["wait_share"] = self._metrics["seconds/wait"] / seconds
+
+    def _write_provenance(self) -> None:
+        if self.accelerator.is_main_process and self.rewards.provenance:
+            text = json.dumps(self.rewards.provenance, indent=1, default=str)
+            (self.config.run.out / "provenance.json").write_text(text + "\n")
+
+    def _save(self) -> None:
+        self._checkpoints.save(self.step, lambda folder: self.accelerator.save_state(str(folder)))
+
+    def _export(self) -> None:
+        """Write the trained policy for `load`, at the end."""
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            where = self._checkpoints.newest()
+            self.tracking.say(
+                f"the weights are sharded: `accelerate merge-weights` makes one file of {where}"
+            )
+        elif self.accelerator.is_main_process:
+            self.policy.save(self.config.run.out / "policy")
+        self.accelerator.wait_for_everyone()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal:  # asked twice: now
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def _stopping(self) -> bool:
+        """Whether any process was asked to stop; all must call it."""
+        found = [number for number in gather_object([self._signal]) if number]
+        if found:
+            self._signal = found[0]
+            self._note_stop()
+            self.tracking.say(f"stopped by {signal.Signals(self._signal).name} after step {self.step}")
+        return bool(found)
+
+    def _note_stop(self) -> None:
+        self.exit_code = 128 + (self._signal or signal.SIGTERM)
+
+
+class _State:
+    """What of a run is not in its models and optimizer."""
+
+    def __init__(self, run: Run[Any]) -> None:
+        self._run = run
+
+    def state_dict(self) -> dict[str, Any]:
+        run = self._run
+        return {
+            "step": run.step,
+            "evaluated": run._evaluated,
+            "prompts": run.prompts.state_dict(),
+            "rewards": run.rewards.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        run = self._run
+        run.step, run._evaluated = state["step"], state["evaluated"]
+        run.prompts.load_state_dict(state["prompts"])
+        run.rewards.load_state_dict(state["rewards"])
+
+
+def _module(policy: ARImagePolicy) -> nn.Module:
+    if not isinstance(policy, nn.Module):
+        raise ValueError(f"a policy must be an nn.Module, got {type(policy).__name__}")
+    return policy
+
+
+def _optimizer(config: TrainConfig, trained: Sequence[nn.Parameter]) -> tuple[Any, Any]:
+    settings = config.optimizer
+    if not trained:
+        raise ValueError("the policy has no parameter that is to be trained")
+    optimizer = torch.optim.AdamW(
+        trained,
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+    schedule = get_scheduler(
+        settings.schedule,
+        optimizer,
+        num_warmup_steps=settings.warmup_steps,
+        num_training_steps=config.run.steps,
+    )
+    return optimizer, schedule
+
+
+def _warn_of_changes(before: str, now: str) -> None:
+    old, new = before.splitlines(), now.splitlines()
+    changed = [line.strip() for line in new if line not in old]
+    if changed:
+        logger.warning("goes on with other settings than it began with: %s", "; ".join(changed))

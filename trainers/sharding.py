@@ -1,0 +1,42 @@
+"""What weights that are sharded over processes (FSDP2) ask for beside `accelerator.prepare`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+
+def ready_to_sample(model: nn.Module) -> None:
+    """Have `sample` and `decode` gather sharded weights as `forward` does."""
+    if isinstance(model, FSDPModule):
+        for name in ("sample", "decode"):
+            register_fsdp_forward_method(model, name)
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Keep the weights whole once they are gathered: sampling asks for them once a token."""
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.set_reshard_after_forward(True, recurse=False)
+            module.reshard()
+
+
+def prepare_reference(accelerator: Accelerator, reference: nn.Module) -> nn.Module:
+    """Put a frozen policy where it computes; it is sharded where the policy is, and never checkpointed."""
+    reference.requires_grad_(False)
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return reference.to(accelerator.device)
+    prepared: nn.Module = accelerator.prepare_model(reference, evaluation_mode=True)
+    accelerator._models.remove(prepared)  # what is listed there is saved
+    return prepared
