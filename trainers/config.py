@@ -43,7 +43,8 @@ class PolicySection(Section):
     """What is trained, and in which numbers.
 
     `dtype` is that of the weights in memory; `mixed_precision: bf16` computes in bfloat16 over float32
-    weights, which keeps updates that bfloat16 weights would round away at small learning rates.
+    weights, which keeps updates that bfloat16 weights would round away at small learning rates. Without
+    `train_head` the language model alone is trained, and what reads and writes image tokens stays as it is.
     """
 
     name_or_path: str
@@ -51,6 +52,7 @@ class PolicySection(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: bool = False
+    train_head: bool = True
 
 
 class SamplingSection(Section):

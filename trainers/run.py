@@ -67,7 +67,7 @@ class Run(Generic[Config]):
             torch.set_num_threads(config.run.threads)
         self.accelerator = Accelerator(
             mixed_precision=config.policy.mixed_precision,
-            log_with=list(config.run.trackers),
+            log_with=list(config.run.trackers) or None,
             project_dir=str(config.run.out),
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=_COLLECTIVE + timedelta(seconds=config.rewards.timeout))
@@ -210,8 +210,6 @@ class Run(Generic[Config]):
             self.rewards.close()
             if self._begun:
                 self.tracking.close()
-            if self.accelerator.num_processes > 1 and error is None:
-                self.accelerator.wait_for_everyone()
         if isinstance(error, StopAskedError):
             self._note_stop()
             return True

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rewardzoo.trainers.policies.policy import ARImagePolicy
+import torch
+
+from rewardzoo.trainers.policies.janus import JanusPolicy
 
 if TYPE_CHECKING:
     from rewardzoo.trainers.config import PolicySection
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-def load_policy(section: PolicySection) -> ARImagePolicy:
-    """Load the generator, with its adapters, dtype and frozen parts as the section says."""
-    import torch
-    from rewardzoo.trainers.policies.janus import JanusPolicy
 
-    policy = JanusPolicy.load(section.name_or_path)
-    return policy.to(getattr(torch, section.dtype))
+def load_policy(section: PolicySection) -> JanusPolicy:
+    """Load the generator, with its dtype, frozen parts and adapters as the section says."""
+    return JanusPolicy.load(section.name_or_path, dtype=_DTYPES[section.dtype], train_head=section.train_head)
