@@ -1,7 +1,9 @@
-"""Checkpoints: whole or not there, the newest few kept."""
+"""A run's folder, and the checkpoints in it: whole or not there, the newest few kept."""
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -9,6 +11,11 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from rewardzoo.trainers.config import TrainConfig, dump
+
+logger = logging.getLogger(__name__)
+CONFIG = "config.yaml"
+_NOTE = "run.json"
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -56,3 +63,30 @@ class Checkpoints:
 def step_of(checkpoint: Path) -> int:
     """Return the step a checkpoint is of."""
     return int(checkpoint.name.removeprefix("step-"))
+
+
+def open_folder(
+    config: TrainConfig, algorithm: str, checkpoints: Checkpoints, accelerator: Accelerator
+) -> Path | None:
+    """Make the run's folder, or see that the run in it may go on; return the checkpoint to go on from.
+
+    Settings that differ from those of the run that wrote it are logged.
+
+    Raises:
+        ValueError: there is a run of another algorithm, or one where `resume` is `never`.
+    """
+    out, found = config.run.out, checkpoints.newest()
+    note, before = out / _NOTE, out / CONFIG
+    if (found or note.exists()) and config.run.resume == "never":
+        raise ValueError(f"run.out: {out} holds a run already: say run.resume=auto, or another folder")
+    if note.exists() and (other := json.loads(note.read_text())["algorithm"]) != algorithm:
+        raise ValueError(f"run.out: {out} holds a run of {other}, this is one of {algorithm}")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps({"algorithm": algorithm}) + "\n")
+        if found and before.exists():
+            old = before.read_text().splitlines()
+            if changed := [line.strip() for line in dump(config).splitlines() if line not in old]:
+                logger.warning("goes on with other settings than it began with: %s", "; ".join(changed))
+    return found

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rewardzoo.clients import Mixture
 from rewardzoo.clients.mixing import Reduction
 from rewardzoo.clients.normalizers import PRESETS, Affine, GroupZ, Normalizer, RunningZ
+from rewardzoo.trainers.policies.lora import LoRA
 from rewardzoo.trainers.policies.policy import LogpMode, Sampling
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -32,11 +33,11 @@ class Section(BaseModel):
 
 
 class LoraSection(Section):
-    """Low-rank adapters (peft) instead of training the weights themselves."""
+    """Low-rank adapters (peft) on linear layers of the language model, which alone are trained then."""
 
     rank: int = Field(default=16, ge=1)
     alpha: float = Field(default=32.0, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = LoRA.targets
 
 
 class PolicySection(Section):

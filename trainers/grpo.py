@@ -76,8 +76,8 @@ def train(config: GRPOConfig, policy: ARImagePolicy) -> int:
             found = group_advantages(rewards, settings.advantage, clip=settings.advantage_clip)
             learnt = _update(run, images, found, scores.mine, reference_logprobs)
             clock.lap("update")
-            run.log({**_rewards(run, scores, totals, found), **learnt, **clock.seconds})
-            run.log({"tokens_per_second": totals.size * images.tokens.shape[1] / clock["sample"]})
+            run.log({**_rewards(run, scores, totals, found), **learnt})
+            run.log(_times(clock, images, scores))
             if run.grid_due():
                 run.tracking.grid(step, "train", _samples(images, scores, totals))
     return run.exit_code
@@ -163,6 +163,18 @@ def _rewards(
     return metrics
 
 
+def _times(clock: _Clock, images: Images, scores: Scores) -> dict[str, float]:
+    """Return seconds by what they were spent on, and image tokens sampled a second, by all processes."""
+    sampling = clock.seconds["seconds/sample"] - sum(each.waited for each in images.pending)
+    rate = len(scores.groups) * images.tokens.shape[1] / sampling
+    return {
+        **clock.seconds,
+        "seconds/sample": sampling,
+        "seconds/wait": scores.waited,
+        "tokens_per_second": rate,
+    }
+
+
 def _samples(images: Images, scores: Scores, totals: np.ndarray[Any, Any]) -> list[Sample]:
     own = {"reward": totals[scores.mine], **{n: v[scores.mine] for n, v in scores.parts.items()}}
     return [
@@ -182,9 +194,6 @@ class _Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.monotonic()
-
-    def __getitem__(self, name: str) -> float:
-        return self.seconds[f"seconds/{name}"]
 
     def lap(self, name: str) -> None:
         now = time.monotonic()

@@ -54,10 +54,11 @@ class StopAskedError(RewardZooError):
 
 @dataclass(frozen=True)
 class Pending:
-    """Images that are being scored: one future a scorer, of n items."""
+    """Images that are being scored: one future a scorer, of n items; `waited` seconds for them already."""
 
     count: int
     futures: Sequence[Future[ScoreResult]]
+    waited: float = 0.0
 
     def done(self) -> bool:
         """Whether nothing of it is awaited any more."""
@@ -133,10 +134,10 @@ class Rewards:
             scorer.submit_result(images, texts, reward=names, metadata=metadata)
             for scorer, names in self._scorers
         ]
-        pending = Pending(len(texts), futures)
+        began = time.monotonic()
         if not self._overlap:
             wait(futures, self._patience)
-        return pending
+        return Pending(len(texts), futures, time.monotonic() - began)
 
     def collect(self, pending: Sequence[Pending], groups: Sequence[int]) -> Scores:
         """Wait for what was submitted, and gather the scores of all processes' items.
@@ -150,7 +151,7 @@ class Rewards:
         """
         began = time.monotonic()
         share = self._await(pending, groups)
-        waited = time.monotonic() - began
+        waited = time.monotonic() - began + sum(each.waited for each in pending)
         shares = cast(list[_Share], gather_object([share]))
         _raise_together(shares)
         for each in shares:

@@ -16,12 +16,10 @@ import contextlib
 import json
 import logging
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
@@ -29,21 +27,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object, set_seed
 from torch import Tensor, nn
-from transformers import get_scheduler
 
-from rewardzoo.trainers.checkpoints import Checkpoints, step_of
-from rewardzoo.trainers.config import Config, TrainConfig, dump
+from rewardzoo.trainers.checkpoints import CONFIG, Checkpoints, open_folder, step_of
+from rewardzoo.trainers.config import Config, dump
 from rewardzoo.trainers.evaluation import evaluate
+from rewardzoo.trainers.optimizer import make_optimizer
 from rewardzoo.trainers.policies.policy import ARImagePolicy
 from rewardzoo.trainers.prompts import Prompt, PromptOrder, load_prompts
 from rewardzoo.trainers.rewards import Rewards, RewardsLostError, StopAskedError
 from rewardzoo.trainers.rollout import Images, rollout
 from rewardzoo.trainers.sharding import prepare_reference, ready_to_sample
+from rewardzoo.trainers.stopping import StopSignal
 from rewardzoo.trainers.tracking import Tracking
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # How much longer than the wait for rewards a collective may take: a step, an evaluation, a checkpoint.
 _COLLECTIVE = timedelta(hours=1)
 
@@ -75,18 +73,20 @@ class Run(Generic[Config]):
         )
         set_seed(config.run.seed, device_specific=True)
         self._checkpoints = Checkpoints(config.run.out / "checkpoints", config.run.keep, self.accelerator)
-        self._resumed = self._may_resume(algorithm)
-        self._signal = 0
-        self._handlers: dict[signal.Signals, Any] = {}
+        self._resumed = open_folder(config, algorithm, self._checkpoints, self.accelerator)
+        self._stop = StopSignal()
         self._metrics: dict[str, float] = {}
         self._position = 0
         self._evaluated = -1
         self.prompts = PromptOrder(load_prompts(config.prompts), config.run.seed)
         self._sets = {name: load_prompts(each) for name, each in config.evaluation.sets.items()}
-        self.rewards = Rewards(config.rewards, stop=lambda: self._signal != 0)
+        self.rewards = Rewards(config.rewards, stop=lambda: bool(self._stop))
         self.trained = [p for p in _module(policy).parameters() if p.requires_grad]
-        self.optimizer, self._schedule = _optimizer(config, self.trained)
+        self.optimizer, self._schedule = make_optimizer(config.optimizer, self.trained, config.run.steps)
+        # A sharded policy cannot be copied any more.
+        self._reference = policy.reference() if self._sharded else None
         self.model, self.optimizer = self.accelerator.prepare(_module(policy), self.optimizer)
+        self.model.train()  # layers are recomputed in the backward pass in this mode alone
         ready_to_sample(self.model)
         self.policy = self.accelerator.unwrap_model(self.model)
         for stateful in (self._schedule, _State(self)):
@@ -99,7 +99,8 @@ class Run(Generic[Config]):
 
     def reference(self) -> nn.Module:
         """Return the policy as it is now, frozen; ask before `steps`, which may load a checkpoint."""
-        return prepare_reference(self.accelerator, self.policy.reference())
+        reference, self._reference = self._reference, None
+        return prepare_reference(self.accelerator, reference or self.policy.reference())
 
     def keep(self, stateful: Any) -> None:
         """Save what has `state_dict` and `load_state_dict` with each checkpoint; say so before `steps`."""
@@ -191,8 +192,7 @@ class Run(Generic[Config]):
         return (self.step + 1) % self.config.run.grid_every == 0 or self.step == 0
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {each: signal.signal(each, self._on_signal) for each in _SIGNALS}
+        self._stop.listen()
         return self
 
     def __exit__(
@@ -205,13 +205,12 @@ class Run(Generic[Config]):
                 self._save()
                 self.tracking.say(f"{error}; checkpoint of step {self.step} is in {self._checkpoints.folder}")
         finally:
-            for each, handler in self._handlers.items():
-                signal.signal(each, handler)
+            self._stop.end()
             self.rewards.close()
             if self._begun:
                 self.tracking.close()
         if isinstance(error, StopAskedError):
-            self._note_stop()
+            self.exit_code = 128 + (self._stop.number or signal.SIGTERM)
             return True
         return False
 
@@ -220,7 +219,6 @@ class Run(Generic[Config]):
     def _begin(self) -> None:
         """Wait for the rewards, load the checkpoint that there is, and open what is written to."""
         self.rewards.check()
-        out = self.config.run.out
         if self._resumed:
             self.accelerator.load_state(str(self._resumed))
             if self.step != step_of(self._resumed):
@@ -229,30 +227,12 @@ class Run(Generic[Config]):
                 )
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "config.yaml").write_text(dump(self.config))
-        self.accelerator.wait_for_everyone()
+            (self.config.run.out / CONFIG).write_text(dump(self.config))
         self.tracking = Tracking(self.accelerator, self.config, start=self.step)
         self._position = self.prompts.position
         self._begun = True
         if self._resumed:
             self.tracking.say(f"goes on from {self._resumed}")
-
-    def _may_resume(self, algorithm: str) -> Path | None:
-        """Return the checkpoint to go on from; say what differs from the run that wrote it."""
-        out, found = self.config.run.out, self._checkpoints.newest()
-        note = out / "run.json"
-        if (found or note.exists()) and self.config.run.resume == "never":
-            raise ValueError(f"run.out: {out} holds a run already: say run.resume=auto, or another folder")
-        if note.exists() and (other := json.loads(note.read_text())["algorithm"]) != algorithm:
-            raise ValueError(f"run.out: {out} holds a run of {other}, this is one of {algorithm}")
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            out.mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps({"algorithm": algorithm}) + "\n")
-            if found and (before := out / "config.yaml").exists():
-                _warn_of_changes(before.read_text(), dump(self.config))
-        return found
 
     def _finish_step(self) -> None:
         """Evaluate where it is due, write down what is known of this step, and save where that is due."""
@@ -289,31 +269,23 @@ class Run(Generic[Config]):
 
     def _export(self) -> None:
         """Write the trained policy for `load`, at the end."""
-        if self.accelerator.distributed_type == DistributedType.FSDP:
-            where = self._checkpoints.newest()
-            self.tracking.say(
-                f"the weights are sharded: `accelerate merge-weights` makes one file of {where}"
-            )
-        elif self.accelerator.is_main_process:
-            self.policy.save(self.config.run.out / "policy")
+        folder = self.config.run.out / "policy"
+        gathered = {"state_dict": self.accelerator.get_state_dict(self.model)} if self._sharded else {}
+        if self.accelerator.is_main_process:
+            self.policy.save(folder, **gathered)
         self.accelerator.wait_for_everyone()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal:  # asked twice: now
-            raise KeyboardInterrupt
-        self._signal = number
+    @property
+    def _sharded(self) -> bool:
+        return bool(self.accelerator.distributed_type == DistributedType.FSDP)
 
     def _stopping(self) -> bool:
         """Whether any process was asked to stop; all must call it."""
-        found = [number for number in gather_object([self._signal]) if number]
+        found = [number for number in gather_object([self._stop.number]) if number]
         if found:
-            self._signal = found[0]
-            self._note_stop()
-            self.tracking.say(f"stopped by {signal.Signals(self._signal).name} after step {self.step}")
+            self.exit_code = 128 + found[0]
+            self.tracking.say(f"stopped by {signal.Signals(found[0]).name} after step {self.step}")
         return bool(found)
-
-    def _note_stop(self) -> None:
-        self.exit_code = 128 + (self._signal or signal.SIGTERM)
 
 
 class _State:
@@ -342,30 +314,3 @@ def _module(policy: ARImagePolicy) -> nn.Module:
     if not isinstance(policy, nn.Module):
         raise ValueError(f"a policy must be an nn.Module, got {type(policy).__name__}")
     return policy
-
-
-def _optimizer(config: TrainConfig, trained: Sequence[nn.Parameter]) -> tuple[Any, Any]:
-    settings = config.optimizer
-    if not trained:
-        raise ValueError("the policy has no parameter that is to be trained")
-    optimizer = torch.optim.AdamW(
-        trained,
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
-    schedule = get_scheduler(
-        settings.schedule,
-        optimizer,
-        num_warmup_steps=settings.warmup_steps,
-        num_training_steps=config.run.steps,
-    )
-    return optimizer, schedule
-
-
-def _warn_of_changes(before: str, now: str) -> None:
-    old, new = before.splitlines(), now.splitlines()
-    changed = [line.strip() for line in new if line not in old]
-    if changed:
-        logger.warning("goes on with other settings than it began with: %s", "; ".join(changed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -65,9 +65,9 @@ class TinyPolicy(nn.Module):
     def reference(self) -> nn.Module:
         return deepcopy(self).requires_grad_(False)
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        torch.save(self.state_dict(), Path(folder) / "weights.pt")
+        torch.save(dict(state_dict or self.state_dict()), Path(folder) / "weights.pt")
 
     def _logits(self, prompts: PromptBatch, tokens: Tensor) -> Tensor:
         mask = prompts.attention_mask[..., None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, Self
@@ -109,8 +109,11 @@ class ARImagePolicy(Protocol):
     def reference(self) -> nn.Module:
         """Give a frozen policy that stays as this one is now: a copy, or the base below adapters."""
 
-    def save(self, folder: str | Path) -> None:
-        """Write weights, configuration and tokenizer, for `load` here and for `transformers`."""
+    def save(self, folder: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Write weights, configuration and tokenizer, for `load` here and for `transformers`.
+
+        `state_dict` are the weights where they are not in the module itself: gathered from FSDP.
+        """
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Self:
