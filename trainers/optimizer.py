@@ -13,6 +13,11 @@ from transformers import get_scheduler
 from rewardzoo.trainers.config import OptimizerSection
 
 
+def trained_of(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that are to be trained."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
 def make_optimizer(
     config: OptimizerSection, trained: Sequence[nn.Parameter], steps: int
 ) -> tuple[AdamW, LambdaLR]:

@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from rewardzoo.trainers.checkpoints import CONFIG, Checkpoints, open_folder, step_of
 from rewardzoo.trainers.config import Config, dump
 from rewardzoo.trainers.evaluation import evaluate
-from rewardzoo.trainers.optimizer import make_optimizer
+from rewardzoo.trainers.optimizer import make_optimizer, trained_of
 from rewardzoo.trainers.policies.policy import ARImagePolicy
 from rewardzoo.trainers.prompts import Prompt, PromptOrder, load_prompts
 from rewardzoo.trainers.rewards import Rewards, RewardsLostError, StopAskedError
 from rewardzoo.trainers.rollout import Images, rollout
-from rewardzoo.trainers.sharding import prepare_reference, ready_to_sample
+from rewardzoo.trainers.sharding import prepare_reference, ready_to_sample, whole
 from rewardzoo.trainers.stopping import StopSignal
 from rewardzoo.trainers.tracking import Tracking
 
@@ -81,11 +81,13 @@ class Run(Generic[Config]):
         self.prompts = PromptOrder(load_prompts(config.prompts), config.run.seed)
         self._sets = {name: load_prompts(each) for name, each in config.evaluation.sets.items()}
         self.rewards = Rewards(config.rewards, stop=lambda: bool(self._stop))
-        self.trained = [p for p in _module(policy).parameters() if p.requires_grad]
-        self.optimizer, self._schedule = make_optimizer(config.optimizer, self.trained, config.run.steps)
+        self.optimizer, self._schedule = make_optimizer(
+            config.optimizer, trained_of(_module(policy)), config.run.steps
+        )
         # A sharded policy cannot be copied any more.
         self._reference = policy.reference() if self._sharded else None
         self.model, self.optimizer = self.accelerator.prepare(_module(policy), self.optimizer)
+        self.trained = trained_of(self.model)  # others than before, where it is sharded
         self.model.train()  # layers are recomputed in the backward pass in this mode alone
         ready_to_sample(self.model)
         self.policy = self.accelerator.unwrap_model(self.model)
@@ -164,7 +166,7 @@ class Run(Generic[Config]):
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 # Gradients are averaged over processes.
                 self.accelerator.backward(loss_of(rows) * self.processes)
-        norm = float(self.accelerator.clip_grad_norm_(self.trained, self.config.optimizer.max_grad_norm))
+        norm = whole(self.accelerator.clip_grad_norm_(self.trained, self.config.optimizer.max_grad_norm))
         lr = float(self._schedule.get_last_lr()[0])
         if np.isfinite(norm):
             self.optimizer.step()

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 
 def ready_to_sample(model: nn.Module) -> None:
@@ -30,6 +31,11 @@ def gathered(model: nn.Module) -> Iterator[None]:
         for module in sharded:
             module.set_reshard_after_forward(True, recurse=False)
             module.reshard()
+
+
+def whole(value: Tensor) -> float:
+    """Return a number that may be spread over processes."""
+    return float(value.full_tensor() if isinstance(value, DTensor) else value)
 
 
 def prepare_reference(accelerator: Accelerator, reference: nn.Module) -> nn.Module:

@@ -43,6 +43,8 @@ def _run(
     overrides: list[str] | None,
 ) -> None:
     """Train as a configuration says, and end with the exit code that says how it went."""
+    from accelerate import PartialState
+
     from rewardzoo.trainers.config import load_config
     from rewardzoo.trainers.policies.loading import load_policy
     from rewardzoo.trainers.rewards import RewardsLostError
@@ -50,6 +52,8 @@ def _run(
     settings = load_config(kind, config, overrides or [])
     try:
         code = train(settings, load_policy(settings.policy))
+        if code == 0 and PartialState().is_main_process:
+            typer.echo(f"the trained policy is in {settings.run.out / 'policy'}")
     except RewardsLostError as error:
         Console(stderr=True).print(f"error: {error}", style="bold red", highlight=False, markup=False)
         code = error.exit_code
