@@ -31,7 +31,9 @@ def make_optimizer(
     optimizer = torch.optim.AdamW(
         trained, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
     )
+    # Of transformers' schedules, "constant" takes no notice of a warm-up.
+    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     schedule: LambdaLR = get_scheduler(
-        config.schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
+        name, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
     )
     return optimizer, schedule

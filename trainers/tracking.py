@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ class Tracking:
         self._main = accelerator.is_main_process
         self._folder = config.run.out
         self._every, self._last = config.run.log_every, config.run.steps
-        for name in config.run.trackers:
-            require(name, extra="train" if name == "tensorboard" else name)
+        if "tensorboard" in config.run.trackers:
+            require("tensorboard", extra="train")
+        if "wandb" in config.run.trackers and find_spec("wandb") is None:
+            raise ValueError("run.trackers: wandb is not installed: pip install wandb")
         if config.run.trackers:
             options = {"tensorboard": {"purge_step": start + 1}} if start else {}
             accelerator.init_trackers(config.run.project, init_kwargs=options)
