@@ -24,7 +24,7 @@ from rewardzoo.trainers.rollout import Images
 from rewardzoo.trainers.run import Run
 
 ALGORITHM = "grpo"
-_DRAWN = 16
+_DRAWN = 4  # groups in a grid, and images of each
 
 
 class GRPOSection(Section):
@@ -79,7 +79,7 @@ def train(config: GRPOConfig, policy: ARImagePolicy) -> int:
             run.log({**_rewards(run, scores, totals, found), **learnt})
             run.log(_times(clock, images, scores))
             if run.grid_due():
-                run.tracking.grid(step, "train", _samples(images, scores, totals))
+                run.tracking.grid(step, "train", _samples(settings.group_size, images, scores, totals))
     return run.exit_code
 
 
@@ -175,11 +175,12 @@ def _times(clock: _Clock, images: Images, scores: Scores) -> dict[str, float]:
     }
 
 
-def _samples(images: Images, scores: Scores, totals: np.ndarray[Any, Any]) -> list[Sample]:
+def _samples(size: int, images: Images, scores: Scores, totals: np.ndarray[Any, Any]) -> list[Sample]:
     own = {"reward": totals[scores.mine], **{n: v[scores.mine] for n, v in scores.parts.items()}}
     return [
         Sample(images.pixels[i], images.prompts[i].text, [f"{name} {v[i]:.3g}" for name, v in own.items()])
-        for i in range(min(_DRAWN, len(images)))
+        for first in range(0, len(images), size)[:_DRAWN]
+        for i in range(first, first + min(size, _DRAWN))
     ]
 
 
