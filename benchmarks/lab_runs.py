@@ -5,7 +5,9 @@
 Runs each algorithm with `seeds` seeds on a served mini reward, GRPO once on the exact judge itself, and a few
 steps of GRPO with and without overlap of scoring with the rest of the step. Writes results/lab_runs.json and
 docs/lab_runs.png: the share of pictures that the exact judge finds right, in-domain and out-of-domain, by the
-time spent training (evaluations left out), mean and 95% interval of the mean over seeds.
+time spent training (evaluations left out), mean and 95% interval of the mean over seeds. All sample without
+guidance, as they train; at the end the trained policies and the base are judged with the guidance that suits
+the base best, on other prompts. Needs the extras train, serve and compare (for matplotlib).
 
 A run that is done is not repeated, one that broke off goes on: start it again in the same words.
 """
@@ -29,13 +31,18 @@ from rich.table import Table
 from scipy.stats import t as student
 
 from benchmarks.serving.harness import RESULTS, ROOT, hardware, running, zoo
+from rewardzoo.trainers.lab import Split, sample_prompts
+from rewardzoo.trainers.lab.generator_report import judge_samples, suggested_sampling, summarize
+from rewardzoo.trainers.policies import JanusPolicy
 from rewardzoo.trainers.tracking import read_metrics
 
 REWARD = "imagereward:mini"
-SETS = ("in_domain", "out_of_domain")
+SETS: tuple[Split, ...] = ("in_domain", "out_of_domain")
 JUDGE = "lab:exact"
 PICTURE = ROOT / "docs" / "lab_runs.png"
 OVERLAP_STEPS = 12
+GUIDANCE = "sampling.guidance_scale=1"
+GUIDED_PROMPTS, GUIDED_SEED = 400, 2000
 _WARM_UP = 2
 console = Console(highlight=False)
 
@@ -74,6 +81,7 @@ def train(planned: Planned, folder: Path, url: str) -> None:
         f"run.out={out}",
         f"run.seed={planned.seed}",
         "run.trackers=[]",
+        GUIDANCE,
         f"rewards.url={url}",
         f"rewards.weights={{{REWARD}: 1.0}}",
         f"rewards.held_out=[{JUDGE}]",
@@ -116,6 +124,22 @@ def summary(kind: str, runs: Sequence[Path]) -> dict[str, Any]:
     rows = [line for out in runs for line in read_metrics(out) if "wait_share" in line]
     if rows:
         found["wait_share"] = statistics.fmean(line["wait_share"] for line in rows)
+    return found
+
+
+def guided(folder: Path | str) -> dict[str, float]:
+    """Judge a policy at the sampling that the base suggests; kept beside the policy."""
+    kept = None if folder == "mini" else Path(folder).parent / "guided.json"
+    if kept is not None and kept.exists():
+        return dict(json.loads(kept.read_text()))
+    policy = JanusPolicy.load(folder)
+    sampling = suggested_sampling(JanusPolicy.load("mini"))
+    found = {}
+    for name in SETS:
+        prompts = sample_prompts(GUIDED_PROMPTS, name, GUIDED_SEED)
+        found[name] = summarize(judge_samples(policy, prompts, 1, sampling, GUIDED_SEED))["right"]
+    if kept is not None:
+        kept.write_text(json.dumps(found) + "\n")
     return found
 
 
@@ -178,7 +202,14 @@ def report(folder: Path, planned: Sequence[Planned]) -> None:
         minutes = f"{statistics.fmean(row['training_seconds']) / 60:.1f}"
         table.add_row(row["kind"], str(row["runs"]), minutes, *shown, f"{row.get('wait_share', 0):.1%}")
     console.print(table)
-    found = {"hardware": hardware(), "reward": REWARD, "runs": rows, "overlap": overlap(folder)}
+    at_best = {kind: [guided(out / "policy") for out in runs] for kind, runs in kinds.items()}
+    found = {
+        "hardware": hardware(),
+        "reward": REWARD,
+        "runs": rows,
+        "guided": {"base": guided("mini"), **at_best},
+        "overlap": overlap(folder),
+    }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "lab_runs.json").write_text(json.dumps(found, indent=1) + "\n")
     draw(folder, kinds)
