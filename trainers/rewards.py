@@ -233,10 +233,12 @@ class Rewards:
         futures = [future for each in pending for future in each.futures]
         deadline = time.monotonic() + self._patience
         try:
+            # A forward in this process cannot be left: Python would end below it, and abort.
+            patient = self._config.url == "local"
             while wait(futures, _GLANCE).not_done:
-                if self._stop():
+                if self._stop() and not patient:
                     return self._none(stop=True)
-                if self._config.url != "local" and time.monotonic() > deadline:
+                if time.monotonic() > deadline and not patient:
                     return self._none(f"no scores within {self._config.timeout:g} s", _TEMPORARY_FAILURE)
             return self._scored(pending, groups)
         except UnavailableError as error:
