@@ -232,6 +232,7 @@ def dpo_loss(
     label_smoothing: float = 0.0,
     sft: float = 0.0,
     gamma: float = 0.0,
+    weights: Tensor | None = None,
     normalizer: Tensor | float | None = None,
 ) -> tuple[Tensor, DPOMetrics]:
     """Prefer the chosen of each of B pairs to the rejected, by log-probabilities of images (B,).
@@ -249,7 +250,7 @@ def dpo_loss(
 
     `label_smoothing` e is the share of pairs held to be the wrong way round: (1 - e) loss(D) + e loss(-D),
     of the three sigmoids. `sft` weighs a term -chosen / N that holds the chosen image's probability up.
-    `normalizer` is the number of pairs of the whole batch.
+    `weights` (B,) are 1 without any; `normalizer` is their sum over the whole batch.
 
     Raises:
         ValueError: a reference is missing where it is needed, label smoothing of `ipo` or `hinge`, `gamma`
@@ -285,6 +286,8 @@ def dpo_loss(
     if sft:
         losses = losses - sft * chosen / tokens
 
-    total: Tensor | float = max(len(chosen), 1) if normalizer is None else normalizer
+    weights = torch.ones_like(losses) if weights is None else weights
+    total = weights.sum().clamp(min=1) if normalizer is None else normalizer
     means = (margin, (margin > 0).to(margin), slope, chosen_gain, rejected_gain)
-    return losses.sum() / total, DPOMetrics(*(values.detach().sum() / total for values in means))
+    metrics = DPOMetrics(*((weights * values.detach()).sum() / total for values in means))
+    return (weights * losses).sum() / total, metrics

@@ -320,6 +320,14 @@ def test_pairs_in_parts_add_up_to_the_whole():
         torch.testing.assert_close(sum(part[k] for _, part in parts), value)
 
 
+def test_pair_of_weight_0_has_no_share():
+    pairs = torch.randn(4, 3, generator=torch.Generator().manual_seed(2))
+    loss, metrics = dpo_loss(*pairs, tokens=4, weights=torch.tensor([1.0, 0.0, 1.0]))
+    rest, others = dpo_loss(*pairs[:, [0, 2]], tokens=4)
+    close(loss, rest)
+    close(torch.stack(metrics), torch.stack(others))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
