@@ -50,7 +50,7 @@ def make_pairs(
     - `random_yes_no`: one that a judge says yes to (score >= `threshold`) with one it says no to, drawn from
       all such (PARM, arXiv 2501.13926).
 
-    A prompt gives up to `per_prompt` pairs (`best_worst`: one), and no candidate is in two. The two of a pair
+    A prompt gives up to `per_prompt` pairs, and no candidate is in two. The two of a pair
     never score alike, and are at least `min_gap` apart; `min_std` is of a prompt's scores, unbiased. Chance
     alone, never the order of the candidates, decides between equal scores; the same generator gives the same
     pairs.
@@ -65,8 +65,9 @@ def make_pairs(
         raise ValueError("a score is infinite: give NaN for a candidate that has none")
     if mode not in ("best_worst", "topk_bottomk", "random_yes_no"):
         raise ValueError(f"mode must be best_worst, topk_bottomk or random_yes_no; got {mode!r}")
-    if per_prompt < 1 or (mode == "best_worst" and per_prompt > 1):
-        raise ValueError(f"{mode} cannot give {per_prompt} pairs a prompt: topk_bottomk gives several")
+    most = 1 if mode == "best_worst" else table.shape[1] // 2
+    if not 1 <= per_prompt <= max(most, 1):
+        raise ValueError(f"{mode} gives 1 to {most} pairs of {table.shape[1]} candidates, got {per_prompt=}")
     if min_gap < 0 or min_std < 0:
         raise ValueError(f"min_gap and min_std must be >= 0, got {min_gap} and {min_std}")
 

@@ -185,6 +185,16 @@ class Run(Generic[Config]):
         everyone: list[Tensor] = gather_object([flat])
         return dict(zip(sums, torch.stack(everyone).sum(0).tolist(), strict=True))
 
+    def checkpoint(self) -> None:
+        """Save within a step that will take long, before it takes prompts; of the first there is no need."""
+        if self.step:
+            self._save()
+
+    def stop_if_asked(self) -> None:
+        """Raise `StopAskedError` in all processes where one was asked to stop; for steps that take long."""
+        if self._stopping():
+            raise StopAskedError("asked to stop")
+
     def log(self, metrics: Mapping[str, float]) -> None:
         """Add to what is written down of this step."""
         self._metrics.update(metrics)

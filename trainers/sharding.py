@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 def ready_to_sample(model: nn.Module) -> None:
     """Have `sample` and `decode` gather sharded weights as `forward` does."""
     if isinstance(model, FSDPModule):
-        for name in ("sample", "decode"):
+        for name in ("sample", "decode", "encode_images"):
             register_fsdp_forward_method(model, name)
 
 

@@ -36,6 +36,15 @@ def grpo(config: ConfigOption, overrides: Overrides = None) -> None:
     _run(GRPOConfig, train, config, overrides)
 
 
+@app.command()
+def dpo(config: ConfigOption, overrides: Overrides = None) -> None:
+    """Train with DPO, on pairs from a file or of the generator's own images. Ends as `grpo` does."""
+    require("accelerate", extra="train")
+    from rewardzoo.trainers.dpo import DPOConfig, train
+
+    _run(DPOConfig, train, config, overrides)
+
+
 def _run(
     kind: type[Config],
     train: Callable[[Config, ARImagePolicy], int],

@@ -29,7 +29,7 @@ def test_best_is_paired_with_worst_of_its_prompt():
 
 
 def test_top_k_is_paired_with_bottom_k_from_the_outside_in():
-    pairs = make_pairs([[1, 5, 2, 0, 3]], "topk_bottomk", rng=rng(), per_prompt=9)
+    pairs = make_pairs([[1, 5, 2, 0, 3]], "topk_bottomk", rng=rng(), per_prompt=2)
     assert listed(pairs) == [(0, 1, 3, 5.0), (0, 4, 0, 2.0)]
     assert len(make_pairs([[1, 5, 2, 0, 3]], "topk_bottomk", rng=rng(), per_prompt=1)) == 1
 
@@ -37,7 +37,7 @@ def test_top_k_is_paired_with_bottom_k_from_the_outside_in():
 def test_candidate_without_a_score_is_in_no_pair():
     pairs = make_pairs([[NAN, 5, 2, NAN]], rng=rng())
     assert listed(pairs) == [(0, 1, 2, 3.0)]
-    pairs = make_pairs([[NAN, 1, 0, NAN]], "random_yes_no", rng=rng(), per_prompt=4)
+    pairs = make_pairs([[NAN, 1, 0, NAN]], "random_yes_no", rng=rng(), per_prompt=2)
     assert listed(pairs) == [(0, 1, 2, 1.0)]
 
 
@@ -81,7 +81,7 @@ def test_yes_and_no_are_drawn_from_all_such():
 
 
 def test_yes_and_no_in_several_pairs_share_no_candidate():
-    pairs = make_pairs([[0.9, 0.5, 0.8, 0.4, 0.1]], "random_yes_no", rng=rng(), per_prompt=5)
+    pairs = make_pairs([[0.9, 0.5, 0.8, 0.4, 0.1]], "random_yes_no", rng=rng(), per_prompt=2)
     assert len(pairs) == 2
     assert len({*pairs.chosen, *pairs.rejected}) == 4
 
@@ -120,7 +120,7 @@ def test_no_prompts_give_no_pairs():
         ([1, 2], {}, r"\(prompts, candidates\), got \(2,\)"),
         ([[1, np.inf]], {}, "give NaN"),
         ([[1, 2]], {"mode": "best"}, "mode must be .* got 'best'"),
-        ([[1, 2]], {"per_prompt": 2}, "best_worst cannot give 2 pairs a prompt"),
+        ([[1, 2]], {"per_prompt": 2}, "best_worst gives 1 to 1 pairs of 2 candidates, got per_prompt=2"),
         ([[1, 2]], {"min_gap": -1}, "must be >= 0, got -1"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from rewardzoo.trainers.policies.policy import PromptBatch, Rollout, Sampling, TokenLogprobs
@@ -61,6 +62,12 @@ class TinyPolicy(nn.Module):
         side = int(self.tokens_per_image**0.5)
         small = COLORS[tokens.cpu().numpy()].reshape(-1, side, side, 3)
         return small.repeat(8, axis=1).repeat(8, axis=2)
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
+        side = int(self.tokens_per_image**0.5)
+        small = np.stack([np.asarray(i.resize((side, side), Image.Resampling.NEAREST)) for i in images])
+        distance = np.abs(small[..., None, :].astype(int) - COLORS).sum(-1)  # (B, H, W, colours)
+        return torch.from_numpy(distance.argmin(-1)).flatten(1)
 
     def reference(self) -> nn.Module:
         return deepcopy(self).requires_grad_(False)

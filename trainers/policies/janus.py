@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -263,6 +264,25 @@ class JanusPolicy(nn.Module):
         blank = (np.arange(side * side) >= n).reshape(side, side)
         pictures[:, blank.repeat(cell, 0).repeat(cell, 1)] = 128
         return pictures
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Turn pictures, brought to the size of its own, into their tokens (B, N) of the VQ.
+
+        Raises:
+            ValueError: a picture is not square: what is to be cut off is not for us to say.
+        """
+        tokens = []
+        for image in images:
+            if image.width != image.height:
+                raise ValueError(f"a picture must be square, got {image.width}x{image.height}: crop it first")
+            config = self.janus.config.vq_config
+            side = config.num_patches * 2 ** (len(config.channel_multiplier) - 1)
+            sized = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+            pixels = torch.from_numpy(np.array(sized)).permute(2, 0, 1)[None]  # (1, 3, H, W)
+            scaled = (pixels / 127.5 - 1).to(self.device, self.janus.dtype)
+            tokens.append(self.janus.model.vqmodel.encode(scaled).image_tokens.view(1, -1))
+        return torch.cat(tokens)
 
     def reference(self) -> Self:
         """Give a frozen policy that stays as this one is now.

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, Protocol, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 LogpMode = Literal["cond", "cfg", "cfg_detach_uncond"]
@@ -105,6 +106,13 @@ class ARImagePolicy(Protocol):
 
     def decode(self, tokens: Tensor) -> NDArray[np.uint8]:
         """Turn tokens (B, N) into pictures, uint8 (B, H, W, 3)."""
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Turn pictures into the tokens (B, N) that `decode` makes pictures like them of.
+
+        Raises:
+            ValueError: a picture is not square.
+        """
 
     def reference(self) -> nn.Module:
         """Give a frozen policy that stays as this one is now: a copy, or the base below adapters."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rewardzoo.trainers.policies import JanusPolicy, LogpMode, PromptBatch, Sampling
 
@@ -13,6 +14,7 @@ from .conftest import (
     CODES,
     PRO_TEMPLATE,
     PROMPTS,
+    SIDE,
     N,
     make_janus,
     make_policy,
@@ -302,3 +304,22 @@ def test_autocast_to_bfloat16_keeps_logprobs_in_float32(policy: JanusPolicy) -> 
     assert forced.logprobs.dtype == forced.entropy.dtype == sampled.logprobs.dtype == torch.float32
     off = (forced.logprobs - images.logprobs).abs()
     assert 0 < off.mean() < 0.2  # bfloat16's own rounding, times the guidance
+
+
+def test_pictures_are_encoded_as_transformers_prepares_and_encodes_them(policy: JanusPolicy) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)) for _ in range(3)]
+    tokens = policy.encode_images(pictures)
+    assert tokens.shape == (3, N)
+    pixels = policy.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    wanted = policy.janus.model.vqmodel.encode(pixels).image_tokens
+    assert torch.equal(tokens, wanted.view(3, N))
+    assert len(tokens.unique()) > 1
+
+
+def test_pictures_of_any_square_size_are_encoded_and_others_refused(policy: JanusPolicy) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
+    large = picture.resize((SIDE * 8, SIDE * 8), Image.Resampling.NEAREST)
+    assert policy.encode_images([large]).shape == (1, N)
+    with pytest.raises(ValueError, match="must be square, got 128x16: crop it"):
+        policy.encode_images([large.resize((128, 16))])
