@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from rewardzoo.trainers.policies.policy import PromptBatch, Rollout, Sampling, TokenLogprobs
+from rewardzoo.trainers.policies.policy import Drawing, PromptBatch, Rollout, Sampling, TokenLogprobs
 
 COLORS = np.array(
     [[220, 40, 40], [40, 180, 60], [50, 80, 220], [230, 210, 50], [240, 240, 240], [20, 20, 20]], np.uint8
@@ -53,6 +53,9 @@ class TinyPolicy(nn.Module):
             tokens = torch.cat([tokens, drawn], 1)
         return Rollout(tokens, self._chosen(self._logits(prompts, tokens), tokens))
 
+    def begin(self, prompts: PromptBatch, uniforms: Tensor, sampling: Sampling) -> Drawing:
+        return _Revealed(self.sample(prompts, uniforms, sampling))
+
     def forward(self, prompts: PromptBatch, tokens: Tensor, sampling: Sampling) -> TokenLogprobs:
         logits = self._logits(prompts, tokens)
         probs = logits.softmax(-1)
@@ -86,3 +89,20 @@ class TinyPolicy(nn.Module):
 
     def _chosen(self, logits: Tensor, tokens: Tensor) -> Tensor:
         return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+
+
+class _Revealed:
+    """A drawing that was done at once, and is shown little by little."""
+
+    def __init__(self, whole: Rollout) -> None:
+        self._whole, self._count = whole, 0
+
+    @property
+    def tokens(self) -> Tensor:
+        return self._whole.tokens[:, : self._count]
+
+    def advance(self, count: int) -> None:
+        self._count = count
+
+    def keep(self, rows: Tensor) -> None:
+        self._whole = Rollout(self._whole.tokens[rows], self._whole.logprobs[rows])

@@ -6,6 +6,7 @@ from rewardzoo.trainers.policies.janus import JanusPolicy
 from rewardzoo.trainers.policies.lora import LoRA
 from rewardzoo.trainers.policies.policy import (
     ARImagePolicy,
+    Drawing,
     LogpMode,
     PromptBatch,
     Rollout,
@@ -15,6 +16,7 @@ from rewardzoo.trainers.policies.policy import (
 
 __all__ = [
     "ARImagePolicy",
+    "Drawing",
     "JanusPolicy",
     "LoRA",
     "LogpMode",

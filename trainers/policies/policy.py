@@ -78,6 +78,20 @@ class TokenLogprobs(NamedTuple):
     entropy: Tensor
 
 
+class Drawing(Protocol):
+    """B images that are being sampled, of which some may be given up on the way."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """What is drawn so far: int64 (B, n)."""
+
+    def advance(self, count: int) -> None:
+        """Sample on, until `count` tokens are there."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone, int64 indices in rising order."""
+
+
 class ARImagePolicy(Protocol):
     """An image generator that writes N tokens one after another.
 
@@ -100,6 +114,9 @@ class ARImagePolicy(Protocol):
         cumulated probabilities pass uniform n. So an image depends on its own row alone, whatever batch or
         process it is sampled in.
         """
+
+    def begin(self, prompts: PromptBatch, uniforms: Tensor, sampling: Sampling) -> Drawing:
+        """Begin to sample as `sample` does; nothing is drawn yet."""
 
     def forward(self, prompts: PromptBatch, tokens: Tensor, sampling: Sampling) -> TokenLogprobs:
         """Log-probabilities of image tokens (B, N) under teacher forcing, by `sampling.logp_mode`."""
