@@ -12,12 +12,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from rewardzoo.trainers.policies import checkpoints, lora
-from rewardzoo.trainers.policies.kv_cache import with_room
+from rewardzoo.trainers.policies.drawing import JanusDrawing
 from rewardzoo.trainers.policies.policy import PromptBatch, Rollout, Sampling, TokenLogprobs
-from rewardzoo.trainers.policies.token_probabilities import draw, guide, score_tokens
+from rewardzoo.trainers.policies.token_probabilities import score_tokens
 
 _DECODED_AT_ONCE = 16
 _GENERATION = ("generation_head", "generation_embeddings", "generation_aligner")
@@ -137,49 +136,24 @@ class JanusPolicy(nn.Module):
             blank = blank & rows.to(ids.device)[:, None]
         return PromptBatch(ids.masked_fill(blank, self._pad), prompts.attention_mask)
 
-    @torch.no_grad()
     def sample(self, prompts: PromptBatch, uniforms: Tensor, sampling: Sampling) -> Rollout:
         """Sample an image for each prompt; see `ARImagePolicy.sample`.
 
         A prompt that repeats is read once. At guidance 1 there is no unconditional pass.
         """
+        drawing = self.begin(prompts, uniforms, sampling)
+        drawing.advance(self.tokens_per_image)
+        return Rollout(drawing.tokens, drawing.logprobs)
+
+    def begin(self, prompts: PromptBatch, uniforms: Tensor, sampling: Sampling) -> JanusDrawing:
+        """Begin to sample an image for each prompt; see `ARImagePolicy.begin`."""
         wanted = (len(prompts), self.tokens_per_image)
         if uniforms.shape != wanted:
             raise ValueError(f"uniforms are {tuple(uniforms.shape)}, these prompts need {wanted}")
         if not bool(((uniforms >= 0) & (uniforms < 1)).all()):
             raise ValueError("uniforms must be in [0, 1): draw them with torch.rand(…, dtype=torch.float64)")
-        training = self.training
-        self.train(False)  # a layer in training mode with gradient checkpointing ignores the cache
-        try:
-            return self._sample(prompts.to(self.device), uniforms.to(self.device, torch.float64), sampling)
-        finally:
-            self.train(training)
-
-    def _sample(self, prompts: PromptBatch, uniforms: Tensor, sampling: Sampling) -> Rollout:
-        guided = sampling.guidance_scale != 1
-        read = self._with_unconditional(prompts) if guided else prompts  # R = 2B rows with guidance, else B
-        length, steps = read.input_ids.shape[1], uniforms.shape[1]
-        once, rows = torch.unique(
-            torch.cat([read.input_ids, read.attention_mask], 1), dim=0, return_inverse=True
-        )
-        prefix = DynamicCache(config=self.janus.config.text_config)
-        states = self._language(self._embed(once[:, :length]), once[:, length:], cache=prefix)[:, -1][rows]
-        cache = with_room(prefix, rows, steps - 1)
-        mask = torch.cat([read.attention_mask, read.attention_mask.new_ones(len(rows), steps - 1)], 1)
-        tokens, logprobs = [], []
-        for step in range(steps):
-            logits = self.janus.model.generation_head(states).float()  # (R, V)
-            conditional, unconditional = logits.chunk(2) if guided else (logits, None)
-            drawn_from = guide(conditional, unconditional, sampling.guidance_scale) / sampling.temperature
-            token = draw(drawn_from, uniforms[:, step])  # (B,)
-            scored = conditional if sampling.logp_mode == "cond" else drawn_from
-            tokens.append(token)
-            logprobs.append(scored.log_softmax(-1).gather(1, token[:, None])[:, 0])
-            if step + 1 < steps:
-                written = self.janus.prepare_embeddings_for_image_generation(token[:, None])
-                written = written.repeat(2, 1, 1) if guided else written
-                states = self._language(written, mask[:, : length + step + 1], cache=cache)[:, -1]
-        return Rollout(torch.stack(tokens, 1), torch.stack(logprobs, 1))
+        prompts, uniforms = prompts.to(self.device), uniforms.to(self.device, torch.float64)
+        return JanusDrawing(self, prompts, uniforms, sampling)
 
     def forward(self, prompts: PromptBatch, tokens: Tensor, sampling: Sampling) -> TokenLogprobs:
         """Log-probabilities of image tokens (B, N) under teacher forcing; see `ARImagePolicy.forward`."""
@@ -198,7 +172,7 @@ class JanusPolicy(nn.Module):
             with torch.no_grad():
                 unconditional = self._states(self.unconditional(prompts), tokens)
         else:
-            both = self._states(self._with_unconditional(prompts), tokens.repeat(2, 1))
+            both = self._states(self.with_unconditional(prompts), tokens.repeat(2, 1))
             conditional, unconditional = both.chunk(2)
         return score_tokens(
             head,
@@ -214,11 +188,11 @@ class JanusPolicy(nn.Module):
     def _states(self, prompts: PromptBatch, tokens: Tensor) -> Tensor:
         """Hidden states (B, N, D) that predict `tokens` (B, N), each from all that comes before it."""
         images = self.janus.prepare_embeddings_for_image_generation(tokens[:, :-1])
-        embeds = torch.cat([self._embed(prompts.input_ids), images], 1)
+        embeds = torch.cat([self.embed(prompts.input_ids), images], 1)
         mask = torch.cat([prompts.attention_mask, prompts.attention_mask.new_ones(images.shape[:2])], 1)
-        return self._language(embeds, mask)[:, -tokens.shape[1] :]
+        return self.read(embeds, mask)[:, -tokens.shape[1] :]
 
-    def _language(self, embeds: Tensor, mask: Tensor, cache: Any = None) -> Tensor:
+    def read(self, embeds: Tensor, mask: Tensor, cache: Any = None) -> Tensor:
         """Hidden states (B, T, D) of the last T columns of `mask` (B, S); its ones count the positions."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
         out: Tensor = self.janus.model.language_model(
@@ -230,11 +204,12 @@ class JanusPolicy(nn.Module):
         ).last_hidden_state
         return out
 
-    def _embed(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings (B, L, D) of text tokens (B, L)."""
         embeds: Tensor = self.janus.get_input_embeddings()(ids)
         return embeds
 
-    def _with_unconditional(self, prompts: PromptBatch) -> PromptBatch:
+    def with_unconditional(self, prompts: PromptBatch) -> PromptBatch:
         """The B prompts, then each one's blank: (2B, L)."""
         blank = self.unconditional(prompts).input_ids
         return PromptBatch(torch.cat([prompts.input_ids, blank]), prompts.attention_mask.repeat(2, 1))
@@ -247,23 +222,6 @@ class JanusPolicy(nn.Module):
             pixels = self.janus.decode_image_tokens(some).float()  # in [-1, 1] and somewhat beyond
             pictures.append(((pixels + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).cpu().numpy())
         return np.concatenate(pictures)
-
-    def decode_partial(self, tokens: Tensor, n: int) -> NDArray[np.uint8]:
-        """Show an image after its first `n` tokens, uint8 (B, H, W, 3): what is not yet drawn is grey, 128.
-
-        Tokens are written row by row, so the upper part is final. (Show-o, which PARM was made for, guesses
-        the whole image at each of its steps.)
-        """
-        if not 1 <= n <= self.tokens_per_image:
-            raise ValueError(f"n must be from 1 to {self.tokens_per_image}, got {n}")
-        # The decoder sees some cells around; the last one drawn disturbs its neighbours least.
-        filled = torch.cat([tokens[:, :n], tokens[:, n - 1 : n].expand(-1, self.tokens_per_image - n)], 1)
-        pictures = self.decode(filled)
-        side = self.janus.config.vq_config.num_patches
-        cell = pictures.shape[1] // side
-        blank = (np.arange(side * side) >= n).reshape(side, side)
-        pictures[:, blank.repeat(cell, 0).repeat(cell, 1)] = 128
-        return pictures
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:

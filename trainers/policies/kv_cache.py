@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 
-def with_room(prefix: Any, rows: Tensor, room: int) -> Cache:
+class RoomyCache(Cache):
+    """A cache of which rows can be let go."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone, int64 (B,)."""
+        for layer in self.layers:
+            cast(_RoomyLayer, layer).keep(rows)
+
+
+def with_room(prefix: Any, rows: Tensor, room: int) -> RoomyCache:
     """Spread a `DynamicCache` of U prompts over B rows, with room for more tokens.
 
     `rows`, int64 (B,), names each row's prompt; `room` is the number of tokens that will follow.
     """
-    return Cache(layers=[_RoomyLayer(layer.keys, layer.values, rows, room) for layer in prefix.layers])
+    return RoomyCache(layers=[_RoomyLayer(layer.keys, layer.values, rows, room) for layer in prefix.layers])
 
 
 class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -40,6 +49,11 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             buffer[:, :, start : self._length] = states
         self.keys, self.values = self._written()
         return self.keys, self.values
+
+    def keep(self, rows: Tensor) -> None:
+        """Let go of all rows but these."""
+        self._buffers = (self._buffers[0][rows], self._buffers[1][rows])
+        self.keys, self.values = self._written()
 
     def _written(self) -> tuple[Tensor, Tensor]:
         keys, values = self._buffers

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from rewardzoo.trainers.policies import JanusPolicy, LogpMode, PromptBatch, Sampling
+from rewardzoo.trainers.policies.partial import decode_partial
 
 from .conftest import (
     CODES,
@@ -283,16 +284,16 @@ def test_gradient_checkpointing_runs_layers_twice_and_changes_no_gradient(policy
 def test_a_partial_picture_is_final_above_and_grey_below(policy: JanusPolicy) -> None:
     tokens = torch.randint(CODES, (2, N), generator=torch.Generator().manual_seed(0))
     whole = policy.decode(tokens)
-    assert np.array_equal(policy.decode_partial(tokens, N), whole)
-    part = policy.decode_partial(tokens, 6)  # a row of four cells and half of the next
+    assert np.array_equal(decode_partial(policy, tokens, N), whole)
+    part = decode_partial(policy, tokens, 6)  # a row of four cells and half of the next
     assert (part[:, 8:] == 128).all()
     assert (part[:, 4:8, 8:] == 128).all()
     assert not (part[:, :4] == 128).all()
     hidden = tokens.clone()
     hidden[:, 6:] = 0
-    assert np.array_equal(policy.decode_partial(hidden, 6), part)
-    with pytest.raises(ValueError, match="from 1 to 16"):
-        policy.decode_partial(tokens, 0)
+    assert np.array_equal(decode_partial(policy, hidden, 6), part)
+    with pytest.raises(ValueError, match=r"in \[1, 16\]"):
+        decode_partial(policy, tokens, 0)
 
 
 def test_autocast_to_bfloat16_keeps_logprobs_in_float32(policy: JanusPolicy) -> None:
@@ -323,3 +324,24 @@ def test_pictures_of_any_square_size_are_encoded_and_others_refused(policy: Janu
     assert policy.encode_images([large]).shape == (1, N)
     with pytest.raises(ValueError, match="must be square, got 128x16: crop it"):
         policy.encode_images([large.resize((128, 16))])
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(3.0, 0.9, "cfg")])
+def test_images_sampled_in_pieces_with_some_given_up_are_those_sampled_at_once(
+    policy: JanusPolicy, sampling: Sampling
+) -> None:
+    prompts, whole = rollout(policy, sampling)
+    chance = uniforms(len(prompts))
+    whole = policy.sample(prompts, chance, sampling)
+    drawing = policy.begin(prompts, chance, sampling)
+    assert drawing.tokens.shape == (len(prompts), 0)
+    for count in (1, 6, 6):
+        drawing.advance(count)
+    assert torch.equal(drawing.tokens, whole.tokens[:, :6])
+    kept = torch.tensor([0, len(prompts) - 1])
+    drawing.keep(kept)
+    drawing.advance(N)
+    assert torch.equal(drawing.tokens, whole.tokens[kept])
+    assert torch.allclose(drawing.logprobs, whole.logprobs[kept], atol=1e-5)
+    with pytest.raises(ValueError, match=f"an image has {N} tokens, got {N + 1}"):
+        drawing.advance(N + 1)
