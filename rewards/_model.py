@@ -247,12 +247,14 @@ class RewardModel(ABC):
         from rewardzoo import __version__
 
         converted = self.weights_sha256.get("converted")  # the safetensors made of a file of PyTorch's
+        manifest = self.weights_sha256.get("manifest")  # of a variant that a user trained
         return {
             "reward": self.spec.name,
             "variant": self.variant.name,
             "recipe": self.variant.recipe,
             "weights_sha256": self.weights_sha256.get("checkpoint", ""),
             **({"converted_sha256": converted} if converted else {}),
+            **({"manifest_sha256": manifest} if manifest else {}),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
             "pillow": PIL.__version__,  # it resizes: odd shapes differ between 12 and 13

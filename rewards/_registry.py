@@ -14,6 +14,7 @@ from rewardzoo.errors import UnknownRewardError
 from rewardzoo.rewards import _weights
 from rewardzoo.rewards._model import RewardModel
 from rewardzoo.rewards._spec import RewardSpec, Variant
+from rewardzoo.rewards._trained import is_place, read_variant
 
 
 def families() -> list[str]:
@@ -30,9 +31,11 @@ def resolve(name: str) -> tuple[type[RewardModel], Variant]:
     """Return the class and the variant that `name` or `name:variant` means.
 
     A bare name means the one released variant, quirks apart. Where there are several it is refused.
+    `name:path/to/run` and `name:hf://owner/name@revision` mean a variant that was trained (`_trained.py`).
 
     Raises:
         UnknownRewardError: no reward of that name, or several; the message has the candidates.
+        WeightsError: there is no trained variant at the place named.
     """
     family, _, wanted = name.partition(":")
     if family not in families():
@@ -43,6 +46,8 @@ def resolve(name: str) -> tuple[type[RewardModel], Variant]:
     variants = {v.name: v for v in model.spec.variants}
     if wanted in variants:
         return model, variants[wanted]
+    if is_place(wanted):
+        return model, read_variant(model.spec, wanted)
     candidates = ", ".join(f"{family}:{v}" for v in variants)
     if wanted or ":" in name:
         raise UnknownRewardError(f"no variant {wanted!r} of {family}: there are {candidates}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 from rewardzoo.resize import ShortestAndCrop
 
@@ -58,7 +59,19 @@ class WebFile:
         return self.url.rpartition("/")[2]
 
 
-Source = HubFile | HubFolder | PackagedFile | WebFile
+@dataclass(frozen=True)
+class LocalPath:
+    """A file or folder of a variant that was trained here, or downloaded whole."""
+
+    path: str
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return PurePath(self.path).name
+
+
+Source = HubFile | HubFolder | PackagedFile | WebFile | LocalPath
 """Where a file or a folder of a variant comes from."""
 
 

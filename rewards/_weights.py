@@ -17,7 +17,7 @@ from rewardzoo.rewards._checkpoints import (
     shards_of,
 )
 from rewardzoo.rewards._hashes import files_in, home, ledger, matches, sha256
-from rewardzoo.rewards._spec import HubFile, HubFolder, PackagedFile, Source, Variant, WebFile
+from rewardzoo.rewards._spec import HubFile, HubFolder, LocalPath, PackagedFile, Source, Variant, WebFile
 
 __all__ = [
     "CHECKPOINT",
@@ -68,7 +68,15 @@ def _fetch(source: Source) -> Path:
         return _packaged(source)
     if isinstance(source, WebFile):
         return _from_web(source)
+    if isinstance(source, LocalPath):
+        return _existing(Path(source.path))
     return _from_hub(source) if isinstance(source, HubFile) else _folder_from_hub(source)
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise WeightsError(f"{path} is named by the reward.json beside it, and is not there")
+    return path
 
 
 def is_on_disk(variant: Variant) -> bool:
@@ -81,6 +89,8 @@ def _is_here(source: Source) -> bool:
         return _package_path(source).exists()
     if isinstance(source, WebFile):
         return _web_path(source).exists()
+    if isinstance(source, LocalPath):
+        return Path(source.path).exists()
     if isinstance(source, HubFile):
         return isinstance(try_to_load_from_cache(source.repo, source.name, revision=source.revision), str)
     try:
