@@ -1,4 +1,8 @@
-"""Critics: rewards that ask LLaVA-OneVision about a picture, in the format upstream trains and releases."""
+"""Critics: rewards that ask a vision-language model yes-or-no questions about a picture.
+
+The released ones are LLaVA-OneVision in LLaVA-NeXT's own format. Those that users train may as well be in
+`transformers`' format: Qwen2-VL, Qwen2.5-VL or LLaVA-OneVision.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from rewardzoo.errors import ItemError
-from rewardzoo.rewards._llava_next import LlavaNext, read_generation, read_llava_next
+from rewardzoo.rewards._llava_next import is_llava_next, read_generation, read_llava_next
 from rewardzoo.rewards._model import RewardModel
 from rewardzoo.rewards._spec import HubFolder, Variant
-from rewardzoo.rewards._vlm import Turn
-from rewardzoo.rewards._yesno import Sampler, spellings, token_of
+from rewardzoo.rewards._vlm import Turn, VisionLanguageModel
+from rewardzoo.rewards._yesno import Sampler, spellings, token_of, yes_or_no
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt")
 LLAVA_ONEVISION = HubFolder(
@@ -49,30 +53,44 @@ class Question:
 class Critic(RewardModel):
     """Asks yes-or-no questions; subclasses say which and what the answers are worth.
 
-    `variant.config` may have `folder`, the checkpoint's place in its repository where it has one, and
-    `vision`, for towers of another size.
+    `variant.config` may have `folder`, the checkpoint's place in its repository where it has one; `vision`,
+    for LLaVA-NeXT's towers of another size; and `temperatures`, by question, which make the answers of a
+    trained critic as sure as they are right.
     """
 
-    def __init__(self, variant: Variant, net: LlavaNext, generation: Mapping[str, Any]) -> None:
+    def __init__(
+        self, variant: Variant, net: VisionLanguageModel, generation: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(variant, net)
-        self.generation = generation
+        self.generation = generation or {}
+        self.temperatures = cast(Mapping[str, float], variant.config.get("temperatures", {}))
         self.yes, self.no = (token_of(net.tokenizer, word) for word in ("yes", "no"))
         self.spelled_yes = spellings(net.tokenizer, ["yes"])
         self.spelled_no = spellings(net.tokenizer, ["no"])
 
     @classmethod
     def load(cls, variant: Variant, files: Mapping[str, Path]) -> Self:
-        """Read a folder as LLaVA-NeXT saves it."""
+        """Read a folder as LLaVA-NeXT or `transformers` saves it.
+
+        Raises:
+            WeightsError: it is neither, or the weights do not fit.
+        """
         root = files["checkpoint"]
         inner = root / str(variant.config.get("folder", ""))
         folder = inner if inner.is_dir() else root
+        if not is_llava_next(folder):
+            return cls(variant, VisionLanguageModel.from_folder(folder, tiles="pad"), read_generation(folder))
         vision = cast(Mapping[str, Any], variant.config.get("vision", {}))
         return cls(variant, read_llava_next(folder, vision=vision), read_generation(folder))
 
     @property
-    def vlm(self) -> LlavaNext:
+    def vlm(self) -> VisionLanguageModel:
         """The model that is asked."""
-        return cast(LlavaNext, self.net)
+        return cast(VisionLanguageModel, self.net)
+
+    def p_yes(self, logits: Tensor, about: str) -> Tensor:
+        """P(yes) of P(yes) and P(no), at the temperature of that question: (…, V) -> (…)."""
+        return yes_or_no(logits / self.temperatures.get(about, 1.0), self.yes, self.no)
 
     def sampler(self, temperature: float) -> Sampler:
         """How upstream's `generate` warps: its own temperature, the rest from `generation_config.json`."""
@@ -97,8 +115,12 @@ class Critic(RewardModel):
                 raise ItemError(f"the prompt makes {length} tokens, the model takes {self.vlm.limit}")
         return Question(chat, tuple(earlier), about)
 
+    def cost(self, width: int, height: int) -> int:
+        """How many tokens the image takes."""
+        return self.vlm.count_of(width, height)
+
     def prepare_image(self, image: Image.Image) -> dict[str, Tensor]:
-        """Pad with grey to a square, resize with bicubic on bytes, normalise. Thread-safe."""
+        """Preprocess as the model does: LLaVA pads with grey to a square. Thread-safe."""
         return self.vlm.prepare_image(image)
 
     def collate(

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from rewardzoo.errors import WeightsError
@@ -76,18 +75,8 @@ class LlavaNext(VisionLanguageModel):
         self.limit = limit
         self.image_length = images.patches**2 + 1  # the newline behind it
 
-    def logits_at(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Logits of the tokens after those at `inputs["read"]` (B, R): (B, R, vocabulary).
-
-        In float32, or float64 where the weights are; differentiable in `pixel_values`.
-        """
-        hidden = self.hidden_states(inputs)
-        rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-        logits: Tensor = self.model.lm_head(hidden[rows, inputs["read"]])[..., : self.vocabulary]
-        return logits if logits.dtype == torch.float64 else logits.float()
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return super()._logits(hidden)[:, : self.vocabulary]
+    def _logits_of(self, hidden: Tensor) -> Tensor:
+        return super()._logits_of(hidden)[..., : self.vocabulary]
 
 
 def read_llava_next(
@@ -127,6 +116,15 @@ def read_llava_next(
         vocabulary=min(known, settings["vocab_size"]),
         limit=settings.get("tokenizer_model_max_length"),
     )
+
+
+def is_llava_next(folder: Path) -> bool:
+    """Say whether a folder's `config.json` is of LLaVA-NeXT's format, as far as it can be read."""
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True  # reading it as such says what is wrong
+    return settings.get("model_type") in ("llava_qwen", "llava")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

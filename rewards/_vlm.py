@@ -64,6 +64,11 @@ class VisionLanguageModel(nn.Module):
     penalises_dialogue: ClassVar[bool] = True
     """Whether a repetition penalty falls on the dialogue's own tokens too, or on the answer's alone."""
 
+    limit: int | None = None
+    """The longest dialogue in tokens, where the model has one that matters."""
+    image_length = 1
+    """Tokens of an image, where they are the same for all and count towards `limit`."""
+
     def __init__(
         self,
         model: Any,
@@ -194,6 +199,15 @@ class VisionLanguageModel(nn.Module):
         """Logits of the token after each dialogue: (B, V) in float32; differentiable in `pixel_values`."""
         return self._logits(self.hidden_states(inputs, features))
 
+    def logits_at(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits of the tokens after those at `inputs["read"]` (B, R): (B, R, V).
+
+        In float32, or float64 where the weights are; differentiable in `pixel_values`.
+        """
+        hidden = self.hidden_states(inputs)
+        rows = torch.arange(len(hidden), device=hidden.device)[:, None]
+        return self._logits_of(hidden[rows, inputs["read"]])
+
     def generate(
         self, inputs: Mapping[str, Tensor], max_new_tokens: int, *, repetition_penalty: float = 1.0
     ) -> list[str]:
@@ -258,7 +272,10 @@ class VisionLanguageModel(nn.Module):
         )
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.model.lm_head(hidden[:, -1])
+        return self._logits_of(hidden[:, -1])
+
+    def _logits_of(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.model.lm_head(hidden)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def _positions(self, ids: Tensor, mask: Tensor, shown: Sequence[Mapping[str, Tensor]]) -> Tensor:

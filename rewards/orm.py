@@ -29,10 +29,10 @@ from rewardzoo.rewards._critic import (
 )
 from rewardzoo.rewards._model import Batch, Outcome, Score
 from rewardzoo.rewards._spec import HubFolder, RewardSpec, Variant
-from rewardzoo.rewards._vlm import Turn
-from rewardzoo.rewards._yesno import Sampler, yes_or_no
+from rewardzoo.rewards._vlm import MAX_BATCH_TOKENS, Turn
+from rewardzoo.rewards._yesno import Sampler
 
-_PLAIN, _COT, _T2I_R1 = "orm/yes-no", "orm/imagegen-cot-sampled", "orm/t2i-r1-sampled"
+PLAIN, _COT, _T2I_R1 = "orm/yes-no", "orm/imagegen-cot-sampled", "orm/t2i-r1-sampled"
 _TEMPERATURES: Mapping[str, float] = {_COT: 1.0, _T2I_R1: 0.3}
 _T2I_R1_FILES = {"checkpoint": HubFolder("CaraJ/ORM-T2I-R1", "main", PATTERNS)}
 _COT_FILES = {"checkpoint": imagegen_cot("orm_ft")}
@@ -50,14 +50,15 @@ class ORM(Critic):
         code_license="Apache-2.0 (T2I-R1, LLaVA-NeXT), unknown (Image-Generation-CoT)",
         score_range=(0.0, 1.0),
         variants=(
-            Variant("llava-onevision-7b", _PLAIN, _BASE_FILES, "Apache-2.0"),
+            Variant("llava-onevision-7b", PLAIN, _BASE_FILES, "Apache-2.0"),
             Variant("llava-onevision-7b-sampled", _COT, _BASE_FILES, "Apache-2.0", quirk=True),
-            Variant("imagegen-cot", _PLAIN, _COT_FILES, "unknown", _COT_CONFIG),
+            Variant("imagegen-cot", PLAIN, _COT_FILES, "unknown", _COT_CONFIG),
             Variant("imagegen-cot-sampled", _COT, _COT_FILES, "unknown", _COT_CONFIG, quirk=True),
-            Variant("t2i-r1", _PLAIN, _T2I_R1_FILES, "CC-BY-NC-4.0"),
+            Variant("t2i-r1", PLAIN, _T2I_R1_FILES, "CC-BY-NC-4.0"),
             Variant("t2i-r1-sampled", _T2I_R1, _T2I_R1_FILES, "CC-BY-NC-4.0", quirk=True),
         ),
         max_batch=16,
+        max_batch_cost=MAX_BATCH_TOKENS,
         gpu_dtype="bfloat16",
     )
 
@@ -73,7 +74,7 @@ class ORM(Critic):
         """
         logits = self.vlm.logits_at(inputs)[:, -1]
         if self._is_plain:
-            return yes_or_no(logits, self.yes, self.no)
+            return self.p_yes(logits, "selection")
         return self._sampled(logits, self._sampler.uncut)[0]
 
     def evaluate(self, batch: Batch) -> Sequence[Outcome]:
@@ -84,7 +85,7 @@ class ORM(Critic):
         """
         logits = self.vlm.logits_at(batch.inputs)[:, -1]
         if self._is_plain:
-            scores = yes_or_no(logits, self.yes, self.no).tolist()
+            scores = self.p_yes(logits, "selection").tolist()
             shares = logits.softmax(-1)[:, [self.yes, self.no]].tolist()
             return [Score(s, {"p_yes": yes, "p_no": no}) for s, (yes, no) in zip(scores, shares, strict=True)]
         values = (tensor.tolist() for tensor in self._sampled(logits, self._sampler))
@@ -92,7 +93,7 @@ class ORM(Critic):
 
     @property
     def _is_plain(self) -> bool:
-        return self.variant.recipe == _PLAIN
+        return self.variant.recipe == PLAIN
 
     @property
     def _sampler(self) -> Sampler:

@@ -30,10 +30,10 @@ from rewardzoo.rewards._critic import Critic, Question, alignment_question, imag
 from rewardzoo.rewards._model import Batch, Outcome, Picture, Score
 from rewardzoo.rewards._reflection import Reflection, from_details, reflection_question
 from rewardzoo.rewards._spec import RewardSpec, Variant
-from rewardzoo.rewards._vlm import Turn
-from rewardzoo.rewards._yesno import Sampler, yes_or_no
+from rewardzoo.rewards._vlm import MAX_BATCH_TOKENS, Turn
+from rewardzoo.rewards._yesno import Sampler
 
-_PLAIN, _SAMPLED = "parm/yes-no", "parm/imagegen-cot-sampled"
+PLAIN, _SAMPLED = "parm/yes-no", "parm/imagegen-cot-sampled"
 _FILES = {"checkpoint": imagegen_cot("parm")}
 _CONFIG: Mapping[str, object] = {"folder": "parm"}
 _STAGES = ("potential", "selection", "reflection")
@@ -50,10 +50,11 @@ class PARM(Critic):
         code_license="unknown (Image-Generation-CoT), Apache-2.0 (LLaVA-NeXT)",
         score_range=(0.0, 1.0),
         variants=(
-            Variant("imagegen-cot", _PLAIN, _FILES, "unknown", _CONFIG),
+            Variant("imagegen-cot", PLAIN, _FILES, "unknown", _CONFIG),
             Variant("imagegen-cot-sampled", _SAMPLED, _FILES, "unknown", _CONFIG, quirk=True),
         ),
         max_batch=16,
+        max_batch_cost=MAX_BATCH_TOKENS,
         gpu_dtype="bfloat16",
     )
 
@@ -121,10 +122,12 @@ class PARM(Critic):
     def _judge(self, inputs: Mapping[str, Tensor], sampler: Sampler) -> dict[str, Tensor]:
         logits = self.vlm.logits_at(inputs)
         first, last = logits[:, 0], logits[:, -1]
-        if self.variant.recipe == _PLAIN:
-            clarity = yes_or_no(first, self.yes, self.no)
+        if self.variant.recipe == PLAIN:
+            clarity = self.p_yes(first, "clarity")
             clear = (clarity >= 0.5) | ~inputs["gated"]
-            potential = yes_or_no(last, self.yes, self.no)
+            potential = torch.where(
+                inputs["selected"], self.p_yes(last, "selection"), self.p_yes(last, "potential")
+            )
             score = torch.where(clear, potential, torch.zeros_like(potential))
             return {"score": score, "clear": clear, "clarity": clarity, "potential": potential}
         shares = sampler.probabilities(logits)
@@ -149,8 +152,8 @@ class PARM(Critic):
 
 
 _NAMES: Mapping[tuple[str, bool], Mapping[str, str]] = {  # details by recipe and whether potential is asked
-    (_PLAIN, True): {"clarity": "clarity", "potential": "potential", "clear": "clear"},
-    (_PLAIN, False): {"selection": "potential"},
+    (PLAIN, True): {"clarity": "clarity", "potential": "potential", "clear": "clear"},
+    (PLAIN, False): {"selection": "potential"},
     (_SAMPLED, True): {"unclear": "unclear", "clear": "clear", "answered": "answered"},
     (_SAMPLED, False): {"selection": "score", "answered": "answered"},
 }

@@ -1,0 +1,156 @@
+"""What critics learn from: pictures with their prompts and labels, in Parquet, and the published formats.
+
+A data set is a folder with a folder for each split, `train/part-00000.parquet` and so on, which
+`datasets.load_dataset` and the hub read as they are.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rewardzoo.errors import require
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+Stage = Literal["selection", "clarity", "potential", "reflection"]
+"""What is asked: whether a finished picture shows its prompt; whether an unfinished one can be judged;
+whether it will end well; what is wrong with a finished one, in words."""
+STAGES: tuple[str, ...] = get_args(Stage)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question about one picture, and its answer.
+
+    `image` is a PNG file. `label` is the chance of yes: 0 or 1, or between where judges differ. `step` of
+    `steps` says how much of the picture is there. `picture` names the finished picture: all its steps have
+    one name, so that they can be kept together.
+    """
+
+    image: bytes
+    prompt: str
+    stage: Stage
+    label: float
+    step: int
+    steps: int
+    picture: str
+    category: str = ""
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
+        if not 0 <= self.label <= 1:
+            raise ValueError(f"label must lie in [0, 1], got {self.label}")
+
+
+def features() -> Features:
+    """The columns, in the words of `datasets`."""
+    require("datasets", extra="train")
+    from datasets import Features, Image, Value
+
+    columns: dict[str, Any] = {"image": Image(), "label": Value("float32")}
+    columns |= {name: Value("string") for name in ("prompt", "stage", "picture", "category", "reason")}
+    columns |= {name: Value("int32") for name in ("step", "steps")}
+    return Features(columns)
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """Write pixels (H, W, 3) as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def write_part(path: Path, records: Sequence[Record]) -> None:
+    """Write a part whole, or not at all: what is killed leaves no part that is half there."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{**asdict(record), "image": {"bytes": record.image, "path": None}} for record in records]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(pa.Table.from_pylist(rows, schema=features().arrow_schema), fresh, row_group_size=256)
+    fresh.replace(path)
+
+
+def read(folder: str | Path, split: str) -> Dataset:
+    """Open a split of a data set, memory-mapped: any row can be read, none is held.
+
+    Raises:
+        ValueError: the folder has no such split.
+    """
+    require("datasets", extra="train")
+    from datasets import load_dataset
+
+    parts = sorted(Path(folder, split).glob("part-*.parquet"))
+    if not parts:
+        there = sorted(path.parent.name for path in Path(folder).glob("*/part-*.parquet"))
+        raise ValueError(
+            f"{folder} has no split {split!r}: there is {', '.join(dict.fromkeys(there)) or 'none'}"
+        )
+    return load_dataset("parquet", data_files=[str(part) for part in parts], split="train")  # type: ignore[no-any-return]
+
+
+def balanced(labels: Sequence[float], groups: Sequence[str], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Pick, in each group, as many rows of yes as of no, the surplus dropped by chance: sorted indices.
+
+    A label of 0.5 and more counts as yes. A group without a yes or without a no is left out: what all of it
+    has in common could be learned instead of what is asked.
+    """
+    yes = np.array(labels) >= 0.5
+    names = np.array(groups)
+    kept: list[NDArray[np.int64]] = []
+    for name in np.unique(names):
+        sides = [np.flatnonzero((names == name) & side) for side in (yes, ~yes)]
+        fewest = min(map(len, sides))
+        kept += [rng.permutation(side)[:fewest] for side in sides]
+    return np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
+
+
+def to_llava(records: Iterable[Mapping[str, Any]], folder: Path, ask: Mapping[str, Any]) -> int:
+    """Write rows as LLaVA's training reads them, `data.json` and PNG files; return how many.
+
+    `ask` makes, by stage, the turns of a row's dialogue before its last answer: what a critic is asked.
+    """
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    out = []
+    for i, row in enumerate(records):
+        name = f"images/{i:07d}.png"
+        row["image"].save(folder / name)
+        turns = list(ask[row["stage"]](row["prompt"]))
+        turns.append(answer_of(row["stage"], row["label"], row["reason"]))
+        said = [
+            {"from": "gpt" if k % 2 else "human", "value": text if k else f"<image>\n{text.lstrip()}"}
+            for k, text in enumerate(turns)
+        ]
+        out.append({"id": f"{row['picture']}-{row['step']}", "image": name, "conversations": said})
+    (folder / "data.json").write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return len(out)
+
+
+def answer_of(stage: str, label: float, reason: str) -> str:
+    """What a critic should answer: yes or no, and of a reflection's no the reason."""
+    word = "yes" if label >= 0.5 else "no"
+    return f"{word}, {reason}" if stage == "reflection" and reason and word == "no" else word
+
+
+def pairs_of(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, int, int]]:
+    """Find the preferences in finished pictures: (prompt, row of a yes, row of a no), rows used once."""
+    waiting: dict[str, tuple[list[int], list[int]]] = {}
+    for i, row in enumerate(rows):
+        if row["stage"] == "selection":
+            waiting.setdefault(row["prompt"], ([], []))[0 if row["label"] >= 0.5 else 1].append(i)
+    for prompt, (yes, no) in waiting.items():
+        yield from ((prompt, chosen, rejected) for chosen, rejected in zip(yes, no, strict=False))
