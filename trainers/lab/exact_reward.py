@@ -17,7 +17,7 @@ from rewardzoo.trainers.lab.verdict import Verdict, judge
 
 @dataclass(frozen=True)
 class Truth:
-    """A score, with what was wrong by category."""
+    """A score, with what was wrong: by category, and in words as `reason`."""
 
     value: float
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -59,7 +59,15 @@ class ExactReward:
             verdict = _verdict(image.tobytes(), image.shape, prompt)
         except ValueError as error:
             return ItemError(str(error))
-        return Truth(self._SCORES[self.name](verdict), {"categories": verdict.categories})
+        wrong = [statement for statement in verdict.statements if not statement.holds]
+        return Truth(
+            self._SCORES[self.name](verdict),
+            {
+                "categories": verdict.categories,
+                "category": "+".join(dict.fromkeys(statement.category for statement in wrong)),
+                "reason": ", ".join(f"not {statement.text}" for statement in wrong),
+            },
+        )
 
 
 @lru_cache(maxsize=1024)  # the two rewards are asked one after the other
