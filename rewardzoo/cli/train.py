@@ -45,6 +45,23 @@ def dpo(config: ConfigOption, overrides: Overrides = None) -> None:
     _run(DPOConfig, train, config, overrides)
 
 
+@app.command()
+def critic(config: ConfigOption, overrides: Overrides = None) -> None:
+    """Make a critic's data, teach it, measure it, and write a variant that can be served: orm:FOLDER.
+
+    Started again in the same words, it goes on where it was.
+    """
+    require("accelerate", extra="train")
+    from rewardzoo.trainers.config import load_config
+    from rewardzoo.trainers.critic.config import CriticConfig
+    from rewardzoo.trainers.critic.train import train
+
+    settings = load_config(CriticConfig, config, overrides or [])
+    out = train(settings)
+    family = settings.model.base.partition(":")[0]
+    Console().print(f"rewardzoo serve {family}:{out}", highlight=False)
+
+
 def _run(
     kind: type[Config],
     train: Callable[[Config, ARImagePolicy], int],

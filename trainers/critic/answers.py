@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rewardzoo.rewards._critic import Critic, Question
+from rewardzoo.rewards._yesno import yes_or_no
 from rewardzoo.trainers.critic.records import answer_of
 
 NOTHING = -100
@@ -48,10 +49,23 @@ def answer_loss(critic: Critic, inputs: Mapping[str, Tensor]) -> Tensor:
     targets, yes = inputs["targets"], inputs["yes"].to(logprobs.dtype)
     counted = targets != NOTHING
     losses = -logprobs.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-    last = logprobs[:, -1]
-    soft = -(yes * last[:, critic.yes] + (1 - yes) * last[:, critic.no])
+    last, chance = logprobs[:, -1], yes.nan_to_num()  # a NaN would reach the gradient
+    soft = -(chance * last[:, critic.yes] + (1 - chance) * last[:, critic.no])
     losses = torch.cat([losses[:, :-1], torch.where(yes.isnan(), losses[:, -1], soft)[:, None]], 1)
     return (losses * counted).sum(1) / counted.sum(1)
+
+
+def said_yes(critic: Critic, inputs: Mapping[str, Tensor]) -> Tensor:
+    """P(yes) (B,) where the label of each row is, at temperature 1: the number that serving returns.
+
+    A reflection's is that of its first word.
+    """
+    logits = critic.vlm.logits_at(inputs)
+    first = (inputs["targets"] != NOTHING).int().argmax(1)  # where a row's answers begin
+    rows = torch.arange(len(logits), device=logits.device)
+    last = torch.full_like(first, logits.shape[1] - 1)
+    at = torch.where(inputs["yes"].isnan(), first, last)
+    return yes_or_no(logits[rows, at], critic.yes, critic.no)
 
 
 def _with_answer(critic: Critic, row: Mapping[str, Any]) -> tuple[Question, list[int]]:

@@ -72,11 +72,12 @@ class DataSection(Section):
 
 
 class LoraSettings(Section):
-    """Low-rank adapters on the language model's linear layers, merged into the weights at the end."""
+    """Low-rank adapters on the language model's linear layers, merged into the weights at the end; they alone
+    are trained then.
+    """
 
     rank: int = Field(default=16, ge=1)
     alpha: float = Field(default=32.0, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class ModelSection(Section):
@@ -104,7 +105,8 @@ class CriticRunSection(Section):
     """Length, seed, and what is kept in the folder `out`, which becomes the trained variant.
 
     Training ends when `patience` validations in a row were no better than the best, whose weights are kept.
-    `resume: auto` goes on from the newest checkpoint.
+    `validation_share` of the training's prompts is held back for that and for the temperatures.
+    `resume: auto` goes on from the newest checkpoint. `workers` are processes that prepare pictures.
     """
 
     out: Path
@@ -112,6 +114,7 @@ class CriticRunSection(Section):
     batch_size: int = Field(default=32, ge=1)
     validate_every: int = Field(default=100, ge=1)
     patience: int = Field(default=3, ge=1)
+    validation_share: float = Field(default=0.05, gt=0, lt=1)
     seed: int = Field(default=0, ge=0)
     save_every: int = Field(default=100, ge=1)
     keep: int = Field(default=2, ge=1)
@@ -119,6 +122,7 @@ class CriticRunSection(Section):
     trackers: list[Literal["tensorboard", "wandb"]] = Field(default=[])
     project: str = "rewardzoo"
     threads: int | None = Field(default=None, ge=1)
+    workers: int = Field(default=0, ge=0)
 
 
 class CriticConfig(Section):

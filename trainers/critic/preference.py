@@ -14,8 +14,3 @@ def bradley_terry_loss(first: Tensor, second: Tensor, preference: Tensor, *, sca
     rewards whose scores differ by little: a cosine needs about 100.
     """
     return F.binary_cross_entropy_with_logits(scale * (first - second), preference, reduction="none")
-
-
-def agreement(first: Tensor, second: Tensor, preference: Tensor) -> Tensor:
-    """Whether the scores prefer what was preferred, (B,) in {0, 0.5, 1}; half where either is a tie."""
-    return 0.5 + 0.5 * (first - second).sign() * (preference - 0.5).sign()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rewardzoo.errors import require
+from rewardzoo.trainers.grids import Sample, draw_grid
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -117,6 +118,23 @@ def balanced(labels: Sequence[float], groups: Sequence[str], rng: np.random.Gene
         fewest = min(map(len, sides))
         kept += [rng.permutation(side)[:fewest] for side in sides]
     return np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
+
+
+def contact_sheet(rows: Dataset, path: Path, count: int = 24) -> None:
+    """Draw rows from all over a data set, each with its question, answer and prompt."""
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)
+    samples = [
+        Sample(
+            np.asarray(row["image"].convert("RGB")),
+            row["prompt"],
+            [
+                f"{row['stage']} {row['step']}/{row['steps']}",
+                answer_of(row["stage"], row["label"], row["reason"]),
+            ],
+        )
+        for row in (rows[int(i)] for i in places)
+    ]
+    draw_grid(samples).save(path)
 
 
 def to_llava(records: Iterable[Mapping[str, Any]], folder: Path, ask: Mapping[str, Any]) -> int:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rewardzoo.trainers.critic.preference import agreement, bradley_terry_loss
+from rewardzoo.trainers.critic.preference import bradley_terry_loss
 
 
 def test_the_loss_is_the_cross_entropy_of_the_chance_that_the_first_is_better() -> None:
@@ -33,9 +33,3 @@ def test_the_loss_is_that_of_trls_reward_trainer_for_hard_labels() -> None:
     ours = bradley_terry_loss(chosen, rejected, torch.ones(16)).mean()
     theirs = -torch.nn.functional.logsigmoid(chosen - rejected).mean()  # TRL's `RewardTrainer.compute_loss`
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
-
-
-def test_agreement_counts_ties_half() -> None:
-    first, second = torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([0.0, 0.0, 0.0, 0.0])
-    found = agreement(first, second, torch.tensor([1.0, 0.2, 1.0, 0.5]))
-    assert found.tolist() == [1.0, 0.0, 0.5, 0.5]
