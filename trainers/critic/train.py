@@ -148,8 +148,8 @@ def _measured(fit: Fit, rows: Rows, temperatures: Mapping[str, float]) -> Measur
     for group in np.unique(groups):
         at = groups == group
         quality[str(group)] = measure(p[at], labels[at])
-        if len(named := by_category(p[at], labels[at], categories[at].tolist())) > 1:
-            quality |= {f"{group}: {name}": each for name, each in named.items()}
+        named = by_category(p[at], labels[at], categories[at].tolist())
+        quality |= {f"{group}: {name}": each for name, each in named.items() if name}
     return Measured(p, labels, quality)
 
 
