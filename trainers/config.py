@@ -189,9 +189,10 @@ class TrainConfig(Section):
 
 
 Config = TypeVar("Config", bound=TrainConfig)
+AnySection = TypeVar("AnySection", bound=Section)
 
 
-def load_config(kind: type[Config], source: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(kind: type[AnySection], source: str | Path, overrides: Sequence[str] = ()) -> AnySection:
     """Read a configuration from a file, or the one of that name that ships, with `key.sub=value` over it.
 
     A value is YAML; `rewards.weights={"hpsv2:mini": 1, "lab:exact": 2}` replaces the whole mapping.

@@ -137,7 +137,7 @@ def _records(
     tokens = torch.cat(parts)
     finished = policy.decode(tokens)
     labels, notes = judge.label(finished, repeated)
-    kept = np.flatnonzero(~np.isnan(labels))
+    kept: list[int] = np.flatnonzero(~np.isnan(labels)).tolist()
 
     def record(pixels: NDArray[np.uint8], i: int, stage: Stage, label: float, step: int) -> Record:
         return Record(
@@ -159,9 +159,9 @@ def _records(
     for share in data.steps:
         count = max(1, round(share * total))
         clear = data.is_clear(share)
-        if clear is None or not len(kept):
+        if clear is None or not kept:
             continue
-        unfinished = decode_partial(policy, tokens[torch.from_numpy(kept)], count)
+        unfinished = decode_partial(policy, tokens[torch.tensor(kept)], count)
         for pixels, i in zip(unfinished, kept, strict=True):
             yield record(pixels, i, "clarity", float(clear), count)
             if clear:

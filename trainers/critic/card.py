@@ -10,7 +10,7 @@ from typing import Any
 from rewardzoo.errors import require
 from rewardzoo.rewards import RewardSpec
 from rewardzoo.trainers.critic.config import CriticConfig
-from rewardzoo.trainers.critic.quality import Floats, reliability
+from rewardzoo.trainers.critic.quality import Floats, Labels, reliability
 
 _PLOT = "reliability.png"
 
@@ -19,7 +19,7 @@ def write_card(
     config: CriticConfig,
     spec: RewardSpec,
     found: Mapping[str, Any],
-    said: Mapping[str, tuple[Floats, Floats]],
+    said: Mapping[str, tuple[Floats, Labels]],
 ) -> None:
     """Write `README.md`, and `reliability.png` of what was `said` of each split: (P(yes), labels)."""
     out = config.run.out
@@ -73,7 +73,7 @@ def write_card(
     (out / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def draw_reliability(said: Mapping[str, tuple[Floats, Floats]], path: Path) -> None:
+def draw_reliability(said: Mapping[str, tuple[Floats, Labels]], path: Path) -> None:
     """Plot the share of yes against P(yes), a line for each split; on the diagonal it is calibrated."""
     require("matplotlib", extra="train")
     from matplotlib.figure import Figure

@@ -13,6 +13,7 @@ from scipy.special import expit, logit
 from scipy.stats import mannwhitneyu
 
 Floats = NDArray[np.float64]
+Labels = NDArray[np.bool_]
 
 BINS = 15
 """Of confidence, as Guo et al. (arXiv 1706.04599) use."""
@@ -35,7 +36,7 @@ class Quality:
         return asdict(self)
 
 
-def measure(p_yes: Floats, labels: NDArray[np.bool_]) -> Quality:
+def measure(p_yes: Floats, labels: Labels) -> Quality:
     """Measure probabilities (N,) against labels (N,).
 
     Raises:
@@ -53,13 +54,13 @@ def measure(p_yes: Floats, labels: NDArray[np.bool_]) -> Quality:
     )
 
 
-def by_category(p_yes: Floats, labels: NDArray[np.bool_], categories: Sequence[str]) -> Mapping[str, Quality]:
+def by_category(p_yes: Floats, labels: Labels, categories: Sequence[str]) -> Mapping[str, Quality]:
     """Measure each category by itself, sorted by name."""
     names = np.array(categories)
     return {str(name): measure(p_yes[names == name], labels[names == name]) for name in np.unique(names)}
 
 
-def auc(p_yes: Floats, labels: NDArray[np.bool_]) -> float:
+def auc(p_yes: Floats, labels: Labels) -> float:
     """Chance that a yes scores higher than a no, ties counting half; NaN where there is only one of them."""
     yes, no = p_yes[labels], p_yes[~labels]
     if not (len(yes) and len(no)):
@@ -67,7 +68,7 @@ def auc(p_yes: Floats, labels: NDArray[np.bool_]) -> float:
     return float(mannwhitneyu(yes, no).statistic / (len(yes) * len(no)))
 
 
-def reliability(p_yes: Floats, labels: NDArray[np.bool_], bins: int = BINS) -> tuple[Floats, Floats, Floats]:
+def reliability(p_yes: Floats, labels: Labels, bins: int = BINS) -> tuple[Floats, Floats, Floats]:
     """Mean P(yes), share of yes, and number of answers in each bin that has any, by P(yes)."""
     place = np.minimum((p_yes * bins).astype(int), bins - 1)
     count = np.bincount(place, minlength=bins).astype(float)
@@ -77,13 +78,13 @@ def reliability(p_yes: Floats, labels: NDArray[np.bool_], bins: int = BINS) -> t
     return said, true, count[kept]
 
 
-def calibration_error(p_yes: Floats, labels: NDArray[np.bool_], bins: int = BINS) -> float:
+def calibration_error(p_yes: Floats, labels: Labels, bins: int = BINS) -> float:
     """Mean distance, over all answers, between a bin's mean P(yes) and its share of yes."""
     said, true, count = reliability(p_yes, labels, bins)
     return float((np.abs(said - true) * count).sum() / count.sum())
 
 
-def fit_temperature(p_yes: Floats, labels: NDArray[np.bool_]) -> float:
+def fit_temperature(p_yes: Floats, labels: Labels) -> float:
     """The temperature by which the logits of P(yes) are divided to make the labels likeliest.
 
     Source: Guo et al., "On calibration of modern neural networks" (arXiv 1706.04599), sec. 4.2. 1.0 where all

@@ -101,7 +101,7 @@ def read(folder: str | Path, split: str) -> Dataset:
         raise ValueError(
             f"{folder} has no split {split!r}: there is {', '.join(dict.fromkeys(there)) or 'none'}"
         )
-    return load_dataset("parquet", data_files=[str(part) for part in parts], split="train")  # type: ignore[no-any-return]
+    return load_dataset("parquet", data_files=[str(part) for part in parts], split="train")
 
 
 def balanced(labels: Sequence[float], groups: Sequence[str], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -93,7 +93,7 @@ class Answers(Task):
     def __init__(self, reward: Critic, model: ModelSection) -> None:
         super().__init__(reward)
         self.stages = model.stages
-        core = reward.net.model
+        core = cast(Any, reward.vlm.model)
         reward.net.requires_grad_(True)
         if not model.train_vision:
             for name, part in core.model.named_children():

@@ -22,6 +22,7 @@ from rewardzoo.trainers.critic.config import CriticConfig
 from rewardzoo.trainers.critic.fit import Fit
 from rewardzoo.trainers.critic.quality import (
     Floats,
+    Labels,
     Quality,
     at_temperature,
     by_category,
@@ -44,7 +45,7 @@ class Measured:
     and category."""
 
     p: Floats
-    labels: np.ndarray[Any, Any]
+    labels: Labels
     quality: Mapping[str, Quality]
 
 
