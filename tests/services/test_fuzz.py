@@ -6,7 +6,9 @@ from importlib.resources import files
 
 import pytest
 
-from benchmarks.fuzz import targets
+from benchmarks.fuzz import coverage, targets
+from rewardzoo.clients import wire
+from rewardzoo.services.inference import read_items
 
 needs_mini = pytest.mark.skipif(
     not (files("rewardzoo.rewards") / "minis/hpsv2/model.safetensors").is_file(),
@@ -48,3 +50,9 @@ def test_an_answer_that_must_not_be_is_found() -> None:
     for outcome in ("200", "400", "503", "504"):
         report.note("it", outcome, 0.1)
     assert len(report.failures) == 4
+
+
+def test_the_search_by_coverage_begins_from_messages_that_are_read() -> None:
+    for data in coverage.seeds().values():
+        found = wire.decode(data[2:], int.from_bytes(data[:2], "little"), key="inputs")
+        assert len(read_items(found)) == len(found.tensors["prompts"])
