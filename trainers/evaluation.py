@@ -20,7 +20,9 @@ _DRAWN = 16
 
 
 def evaluate(run: Run[Any], name: str, prompts: Sequence[Prompt], images_per_prompt: int) -> dict[str, float]:
-    """Return the mean score of each reward and judge, as `eval/NAME/REWARD`; items that failed are left out.
+    """Return mean and spread of each reward's and judge's scores, without the items that failed.
+
+    They are `eval/NAME/REWARD` and, between images, `eval_std/NAME/REWARD`.
 
     What is drawn is the same at every step. Draws a grid of the first images.
     """
@@ -35,6 +37,7 @@ def evaluate(run: Run[Any], name: str, prompts: Sequence[Prompt], images_per_pro
     for judge, values in scores.parts.items():
         kept = values[counts & np.isfinite(values)]
         found[f"eval/{name}/{judge}"] = float(kept.mean()) if kept.size else float("nan")
+        found[f"eval_std/{name}/{judge}"] = float(kept.std()) if kept.size else float("nan")
     drawn = range(min(_DRAWN, len(images)))
     own = {judge: values[scores.mine] for judge, values in scores.parts.items()}
     run.tracking.grid(

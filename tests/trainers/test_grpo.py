@@ -236,6 +236,10 @@ def test_evaluations_draw_the_same_numbers_each_time_before_and_after(configured
     }
     assert list(judged) == [0, 4, 6]
     assert len(set(judged.values())) == 1
+    mean, spread = (
+        lines(config)[0][f"{what}/out_of_domain/lab:exact-share"] for what in ("eval", "eval_std")
+    )
+    assert 0 < spread <= (mean * (1 - mean)) ** 0.5  # of shares between 0 and 1
     with Image.open(config.run.out / "grids" / "out_of_domain-000004.png") as grid:
         assert grid.width > 4 * 128
 
