@@ -28,6 +28,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object, set_seed
 from torch import Tensor, nn
 
+from rewardzoo.clients.compare.overoptimization import OveroptimizationAlarm
 from rewardzoo.trainers.checkpoints import CONFIG, Checkpoints, open_folder, step_of
 from rewardzoo.trainers.config import Config, dump
 from rewardzoo.trainers.evaluation import evaluate
@@ -80,6 +81,8 @@ class Run(Generic[Config]):
         self._evaluated = -1
         self.prompts = PromptOrder(load_prompts(config.prompts), config.run.seed)
         self._sets = {name: load_prompts(each) for name, each in config.evaluation.sets.items()}
+        held_out = [f"judge/{name}" for name in config.rewards.held_out]
+        self._alarm = OveroptimizationAlarm(judges=held_out)
         self.rewards = Rewards(config.rewards, stop=lambda: bool(self._stop))
         self.optimizer, self._schedule = make_optimizer(
             config.optimizer, trained_of(_module(policy)), config.run.steps
@@ -261,6 +264,8 @@ class Run(Generic[Config]):
             if self._metrics:
                 self._note_shares()
                 self.tracking.log(self.step, self._metrics)
+                if alarm := self._alarm.update(self.step, self._metrics):
+                    self.tracking.say(f"over-optimised? {alarm}")
                 self._write_provenance()
                 self._metrics = {}
         if self.step and self.step % self.config.run.save_every == 0:
@@ -313,6 +318,7 @@ class _State:
             "evaluated": run._evaluated,
             "prompts": run.prompts.state_dict(),
             "rewards": run.rewards.state_dict(),
+            "alarm": run._alarm.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -320,6 +326,7 @@ class _State:
         run.step, run._evaluated = state["step"], state["evaluated"]
         run.prompts.load_state_dict(state["prompts"])
         run.rewards.load_state_dict(state["rewards"])
+        run._alarm.load_state_dict(state["alarm"])
 
 
 def _module(policy: ARImagePolicy) -> nn.Module:

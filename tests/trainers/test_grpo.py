@@ -76,6 +76,32 @@ def test_a_policy_learns_what_it_is_rewarded_for(configured: Configured, served)
     assert np.mean(rewards[-3:]) > 0.6
 
 
+class Hacked(Transport):
+    """Likes what is done at each call better, by both rewards until the twentieth, then by `served` alone."""
+
+    def __init__(self) -> None:
+        self.rng, self.asked = np.random.default_rng(0), {"served": 0, "judge": 0}
+
+    def infer(self, model: str, part: Part, *, deadline: float) -> Reply:
+        self.asked[model] += 1
+        step = self.asked[model]
+        trend = step if model == "served" or step < 20 else 40 - step
+        return Reply((trend + self.rng.standard_normal(len(part))).tolist())
+
+
+def test_a_run_says_when_its_reward_rises_and_a_held_out_judge_falls(
+    configured: Configured, monkeypatch, capsys
+) -> None:
+    def connect(self: Rewards, names: Sequence[str]) -> Scorer:
+        return Scorer(Hacked(), timeout=5, max_in_flight=1)
+
+    monkeypatch.setattr(Rewards, "_connect", connect)
+    train(configured(SERVED, "rewards.held_out=[judge]", "run.steps=90", "run.save_every=1000"), TinyPolicy())
+    said = capsys.readouterr().err
+    assert said.count("over-optimised? step") == 1
+    assert "judge/judge has fallen" in " ".join(said.split())
+
+
 def test_a_step_says_all_that_a_reader_of_the_curves_asks(configured: Configured) -> None:
     config = configured("rewards.held_out=[lab:exact]", "run.steps=1")
     train(config, TinyPolicy())
