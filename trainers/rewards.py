@@ -93,6 +93,24 @@ class _Share:
     stop: bool = False
 
 
+def connect(
+    names: Sequence[str],
+    url: str | list[str],
+    *,
+    device: str = "auto",
+    timeout: float,
+    max_in_flight: int = 4,
+) -> Scorer:
+    """Load rewards here where `url` is `local`, else connect to those that serve them.
+
+    The token is `REWARDZOO_TOKEN` of the environment.
+    """
+    if url == "local":
+        return LocalRewards(names, device=device)
+    token = os.environ.get("REWARDZOO_TOKEN")
+    return RewardClient(url, token=token, timeout=timeout, max_in_flight=max_in_flight)
+
+
 class Rewards:
     """What images are scored by: served rewards, models in this process and the lab's judge as one.
 
@@ -199,11 +217,10 @@ class Rewards:
 
     def _connect(self, names: tuple[str, ...]) -> Scorer:
         config = self._config
-        if config.url == "local":
-            return LocalRewards(names, device=config.device)
-        return RewardClient(
+        return connect(
+            names,
             config.url,
-            token=os.environ.get("REWARDZOO_TOKEN"),
+            device=config.device,
             timeout=config.timeout,
             max_in_flight=config.max_in_flight,
         )

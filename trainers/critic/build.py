@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from rewardzoo.clients import RewardClient, Scorer
+from rewardzoo.clients import Scorer
 from rewardzoo.local import LocalRewards
 from rewardzoo.trainers.critic.config import DataSection, JudgeSection
 from rewardzoo.trainers.critic.records import Record, Stage, png, write_part
@@ -27,6 +27,7 @@ from rewardzoo.trainers.lab.exact_reward import ExactReward
 from rewardzoo.trainers.policies.partial import decode_partial
 from rewardzoo.trainers.policies.policy import ARImagePolicy
 from rewardzoo.trainers.prompts import Prompt
+from rewardzoo.trainers.rewards import connect
 from rewardzoo.trainers.rollout import draw
 
 _SETTINGS = "settings.json"
@@ -46,13 +47,11 @@ class Judge:
     def open(cls, config: JudgeSection) -> Self:
         """Connect to the judge, or load it."""
         name = config.reward
-        scorer: Scorer
-        if name.startswith("lab:"):
-            scorer = LocalRewards.of([ExactReward(name)])
-        elif config.url == "local":
-            scorer = LocalRewards([name])
-        else:
-            scorer = RewardClient(config.url, timeout=config.timeout)
+        scorer = (
+            LocalRewards.of([ExactReward(name)])
+            if name.startswith("lab:")
+            else connect([name], config.url, timeout=config.timeout)
+        )
         return cls(scorer, name, config.threshold)
 
     def label(self, images: NDArray[np.uint8], prompts: Sequence[Prompt]) -> tuple[Floats, Notes]:

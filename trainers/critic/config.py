@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from rewardzoo.trainers.config import (
+    LoraSection,
     OptimizerSection,
     PolicySection,
     PromptsSection,
@@ -71,15 +72,6 @@ class DataSection(Section):
         return False if share < self.unclear_below else None
 
 
-class LoraSettings(Section):
-    """Low-rank adapters on the language model's linear layers, merged into the weights at the end; they alone
-    are trained then.
-    """
-
-    rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32.0, gt=0)
-
-
 class ModelSection(Section):
     """What is trained, from which weights.
 
@@ -93,7 +85,7 @@ class ModelSection(Section):
     loss: Literal["answers", "preference"] = "answers"
     scale: float = Field(default=1.0, gt=0)
     stages: list[Stage] = Field(default=["selection"], min_length=1)
-    lora: LoraSettings | None = None
+    lora: LoraSection | None = None
     train_vision: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
     mixed_precision: Literal["no", "bf16"] = "no"

@@ -99,7 +99,7 @@ class Answers(Task):
             for name, part in core.model.named_children():
                 part.requires_grad_(name == "language_model")
         if model.lora is not None:
-            lora.add(core, lora.LoRA(model.lora.rank, model.lora.alpha))
+            lora.add(core, lora.LoRA(model.lora.rank, model.lora.alpha, model.lora.targets))
         if model.gradient_checkpointing:
             core.gradient_checkpointing_enable({"use_reentrant": False})
 
