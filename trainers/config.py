@@ -46,6 +46,8 @@ class PolicySection(Section):
     `dtype` is that of the weights in memory; `mixed_precision: bf16` computes in bfloat16 over float32
     weights, which keeps updates that bfloat16 weights would round away at small learning rates. Without
     `train_head` the language model alone is trained, and what reads and writes image tokens stays as it is.
+    `attention` is `transformers`' `attn_implementation` (`flash_attention_2`, `sdpa`, `eager`), by default the
+    best that is installed.
     """
 
     name_or_path: str
@@ -54,6 +56,7 @@ class PolicySection(Section):
     mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: bool = False
     train_head: bool = True
+    attention: str | None = None
 
 
 class SamplingSection(Section):

@@ -22,7 +22,9 @@ def load_policy(section: PolicySection) -> JanusPolicy:
         WeightsError: it cannot be read.
     """
     dtype = _DTYPES[section.dtype]
-    policy = JanusPolicy.load(section.name_or_path, dtype=dtype, train_head=section.train_head)
+    policy = JanusPolicy.load(
+        section.name_or_path, dtype=dtype, attention=section.attention, train_head=section.train_head
+    )
     if section.lora is not None:
         policy.adapt(LoRA(section.lora.rank, section.lora.alpha, section.lora.targets))
     if section.gradient_checkpointing:

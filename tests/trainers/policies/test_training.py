@@ -79,3 +79,8 @@ def test_weights_are_in_the_dtype_that_is_asked_for(folder: Path) -> None:
     policy = load_policy(PolicySection(name_or_path=str(folder), dtype="bfloat16", train_head=False))
     assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
     assert not any(p.requires_grad for p in policy.janus.model.generation_head.parameters())
+
+
+def test_attention_is_the_implementation_that_the_section_names(folder: Path) -> None:
+    policy = load_policy(PolicySection(name_or_path=str(folder), attention="eager"))
+    assert policy.janus.model.language_model.config._attn_implementation == "eager"
