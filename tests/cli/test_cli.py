@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from rewardzoo.cli import app
 from rewardzoo.rewards import load
+from rewardzoo.rewards.hpsv2 import HPSv2
 from rewardzoo.services import ServeConfig
 from rewardzoo.trainers.lab import triples
 
@@ -38,6 +40,14 @@ def test_list_shows_names_licences_ranges_and_what_is_downloaded() -> None:
     shown = run("list").stdout
     for word in ("hpsv2:v2.1", "imagereward:mini", "Apache-2.0", "-1 … 1", "shipped", "not downloaded"):
         assert word in shown
+
+
+def test_list_says_which_end_of_a_range_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = HPSv2.spec
+    upside_down = replace(spec, name="upside-down", higher_is_better=False)
+    monkeypatch.setattr("rewardzoo.rewards.specs", lambda: [spec, upside_down])
+    rows = [line for line in run("list").stdout.splitlines() if "mini" in line]
+    assert [("higher" in row, "lower" in row) for row in rows] == [(True, False), (False, True)]
 
 
 def test_score_prints_the_models_own_scores(pictures: Path) -> None:
