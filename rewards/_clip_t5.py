@@ -25,13 +25,13 @@ from rewardzoo.rewards._vlm_images import pad_to_square
 from rewardzoo.rewards._weights import load_strictly, read_checkpoint
 
 IMAGE = "<image>"
-_DIALOGUE = (
+DIALOGUE = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
     "detailed, and polite answers to the user's questions. USER: {image}\n{question} ASSISTANT: "
 )
 _PADDING = (122, 116, 104)  # CLIP's mean colour in whole grey levels
 _MAX_TOKENS = 2048  # the image counts as one
-_SENTINELS = 100  # T5's <extra_id_0> … <extra_id_99>, behind the pieces of its vocabulary
+SENTINELS = 100  # T5's <extra_id_0> … <extra_id_99>, behind the pieces of its vocabulary
 _SPECIAL = re.compile(r"(</s>|<unk>|<pad>|<extra_id_\d{1,2}>)")
 _T5_FIELDS = (
     "vocab_size",
@@ -112,7 +112,7 @@ class ClipT5(nn.Module):
 
     def cut_vocabulary(self) -> None:
         """Drop the rows behind the tokenizer's last token, as upstream does: they are no answers."""
-        size = min(self.pieces.get_piece_size() + _SENTINELS, self.lm_head.out_features)
+        size = min(self.pieces.get_piece_size() + SENTINELS, self.lm_head.out_features)
         self.lm_head.weight = nn.Parameter(self.lm_head.weight[:size])
         self.lm_head.out_features = size
 
@@ -131,7 +131,7 @@ class ClipT5(nn.Module):
         """
         if IMAGE in question:
             raise ItemError(f"the question holds {IMAGE!r}, which the model reads as an image")
-        before, behind = _DIALOGUE.format(image=IMAGE, question=question).split(IMAGE)
+        before, behind = DIALOGUE.format(image=IMAGE, question=question).split(IMAGE)
         return [*self.encode(before), -1, *self.encode(behind)][:_MAX_TOKENS]
 
     def encode(self, text: str) -> list[int]:
@@ -139,7 +139,7 @@ class ClipT5(nn.Module):
         ids: list[int] = []
         for part in _SPECIAL.split(text):
             if part.startswith("<extra_id_") and _SPECIAL.fullmatch(part):
-                ids.append(self.pieces.get_piece_size() + _SENTINELS - 1 - int(part[10:-1]))
+                ids.append(self.pieces.get_piece_size() + SENTINELS - 1 - int(part[10:-1]))
             elif _SPECIAL.fullmatch(part):
                 ids.append(self.pieces.piece_to_id(part))
             else:
@@ -178,7 +178,8 @@ class ClipT5(nn.Module):
         seen = self.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2]
         features = self.mm_projector(seen[:, 1:])[inputs["image_index"]]
         ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
-        embeds = self.shared(ids.clamp(min=0)).masked_scatter((ids == -1)[..., None], features)
+        embeds = self.shared(ids.clamp(min=0))
+        embeds = embeds.masked_scatter((ids == -1)[..., None], features.to(embeds.dtype))
         read = self.encoder(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
         # The decoder starts with the padding token, 0, and reads the answer one place behind.
         said = F.pad(labels.clamp(min=0), (1, 0))[:, :-1]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rewardzoo.errors import ItemError, WeightsError
 from rewardzoo.rewards._checkpoints import load_strictly, read_checkpoint
 from rewardzoo.rewards._model import Batch, RewardModel, Score
-from rewardzoo.rewards._spec import HubFile, HubFolder, RewardSpec, Source, Variant
+from rewardzoo.rewards._spec import HubFile, HubFolder, PackagedFile, RewardSpec, Source, Variant
 from rewardzoo.rewards._vlm import (
     Positions,
     Turn,
@@ -30,6 +30,7 @@ from rewardzoo.rewards._vlm import (
 )
 
 _PIXELS = 256 * 28 * 28  # upstream's least and most: every image becomes about 256 tokens
+_MOVED = {"visual.": "model.visual.", "model.": "model.language_model."}  # in the keys, since 4.45
 _REWARD = "<|Reward|>"
 
 _FILES: Mapping[str, Source] = {
@@ -116,6 +117,16 @@ class HPSv3(RewardModel):
                 config={"positions": "rotary-3d"},
                 quirk=True,
             ),
+            Variant(
+                "mini",
+                recipe="hpsv3/m-rope",
+                files={
+                    "checkpoint": PackagedFile("minis/hpsv3/model.safetensors"),
+                    "processor": PackagedFile("minis/hpsv3/processor"),
+                },
+                weights_license="Apache-2.0",
+                config={"positions": "rotary-3d", "pixels": 64 * 64},
+            ),
         ),
         max_batch=16,
         gpu_dtype="bfloat16",
@@ -125,8 +136,10 @@ class HPSv3(RewardModel):
     def load(cls, variant: Variant, files: Mapping[str, Path]) -> Self:
         """Read upstream's `HPSv3.safetensors`; `processor` is the base model's folder, without its weights.
 
-        `variant.config` may hold `positions`: "sequential" (upstream's) or "rotary-3d" (Qwen2-VL's own).
+        `variant.config` may hold `positions`: "sequential" (upstream's) or "rotary-3d" (Qwen2-VL's own); and
+        `pixels`, how many every image is resized to, about.
         """
+        pixels = cast(int, variant.config.get("pixels", _PIXELS))
         positions = cast(Positions, variant.config.get("positions", "sequential"))
         state = rename_upstream(read_checkpoint(files["checkpoint"]), files["checkpoint"])
         head = {k.removeprefix("rm_head."): state.pop(k) for k in [*state] if k.startswith("rm_head.")}
@@ -137,7 +150,7 @@ class HPSv3(RewardModel):
         model.lm_head = nn.Identity()  # a gigabyte that nothing reads
         tokenizer = read_tokenizer(files["processor"])
         tokenizer.add_special_tokens({"additional_special_tokens": [_REWARD]})
-        images = read_images(files["processor"], model, pixels=(_PIXELS, _PIXELS))
+        images = read_images(files["processor"], model, pixels=(pixels, pixels))
         net = RatedVLM(VisionLanguageModel(model, tokenizer, images, positions=positions))
         load_strictly(net.rm_head, head, files["checkpoint"])
         return cls(variant, net)
@@ -226,9 +239,18 @@ def rename_upstream(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor
     """
     if "model.embed_tokens.weight" not in state:
         raise WeightsError(f"{path} is not HPSv3: it has no 'model.embed_tokens.weight'")
-    moved = {"visual.": "model.visual.", "model.": "model.language_model."}
     return {
-        next((new + key.removeprefix(old) for old, new in moved.items() if key.startswith(old)), key): tensor
+        next((new + key.removeprefix(old) for old, new in _MOVED.items() if key.startswith(old)), key): tensor
+        for key, tensor in state.items()
+    }
+
+
+def to_upstream(net: RatedVLM) -> dict[str, Tensor]:
+    """Give a network's weights, whose embeddings are its `lm_head` too, by the released checkpoint's keys."""
+    state = {**net.vlm.model.state_dict(), **net.rm_head.state_dict(prefix="rm_head.")}
+    del state["lm_head.weight"]
+    return {
+        next((old + key.removeprefix(new) for old, new in _MOVED.items() if key.startswith(new)), key): tensor
         for key, tensor in state.items()
     }
 

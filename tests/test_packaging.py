@@ -91,6 +91,7 @@ heavy = {"torch", "bentoml", "transformers", "scipy"} & set(sys.modules)
 assert not heavy, heavy
 here = Path(rewardzoo.__file__).parent
 assert (here / "rewards/minis/hpsv2/model.safetensors").is_file()
+assert (here / "rewards/minis/hpsv3/processor/tokenizer.json").is_file()
 assert (here / "cli/contact_sheet.html.j2").is_file() and (here / "py.typed").is_file()
 assert all((here / "services" / name).is_file() for name in ("board.html.j2", "page.css", "page.js"))
 try:

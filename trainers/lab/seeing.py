@@ -14,6 +14,9 @@ from rewardzoo.trainers.lab.pair_batches import KINDS, Layouts, Pairs
 from rewardzoo.trainers.lab.prompts import PLURALS
 from rewardzoo.trainers.lab.scene import COLORS, MAX_COUNT, SHAPES
 
+SHARPNESS = 15.0
+"""How much more `look_around` makes a patch attend to one than to that one's neighbours: a logit of 1.5."""
+
 
 class SceneProbe(nn.Module):
     """Reads off an image encoder what is where, so that it learns to see before it learns to judge.
@@ -31,13 +34,17 @@ class SceneProbe(nn.Module):
 
     def loss(self, patches: Tensor, pooled: Tensor, batch: Layouts) -> Tensor:
         """Cross-entropy of cells and counts, squared error of places: patches (B, G*G, D), pooled (B, E)."""
+        there = batch.counts > 0
+        places = self.centers(pooled).view(*there.shape, 2)[there] - batch.centers[there]
+        return self.contents(patches, pooled, batch) + 10 * places.square().sum(-1).mean()
+
+    def contents(self, patches: Tensor, pooled: Tensor, batch: Layouts) -> Tensor:
+        """The same without the places, of an encoder whose pooled image knows none."""
         cells = F.cross_entropy(self.cells(patches).flatten(0, 1), batch.cells.flatten())
         counts = F.cross_entropy(
             self.counts(pooled).view(-1, MAX_COUNT + 1), batch.counts.flatten(), reduction="sum"
         )
-        there = batch.counts > 0
-        places = self.centers(pooled).view(*there.shape, 2)[there] - batch.centers[there]
-        return torch.stack([cells, counts / there.sum(), 10 * places.square().sum(-1).mean()]).sum()
+        return cells + counts / (batch.counts > 0).sum()
 
 
 class ReadingProbe(nn.Module):
@@ -73,13 +80,17 @@ class ReadingProbe(nn.Module):
     def _keep(self, name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
         self._read[name] = output[0] if isinstance(output, tuple) else output
 
-    def loss(self, input_ids: Tensor, picture: Tensor, batch: Pairs) -> Tensor:
-        """Loss of what was just read: tokens (B, L), each row with the picture (B,) of a batch."""
+    def mentions(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where in tokens (B, L) kinds are named, at their shape: row, place and kind of each, in order."""
         color, shape = self.colors[input_ids[:, :-1]], self.shapes[input_ids[:, 1:]]
         row, place = ((color >= 0) & (shape >= 0)).nonzero().unbind(1)
-        kind = color[row, place] * len(SHAPES) + shape[row, place]
+        return row, place + 1, color[row, place] * len(SHAPES) + shape[row, place]
+
+    def loss(self, input_ids: Tensor, picture: Tensor, batch: Pairs) -> Tensor:
+        """Loss of what was just read: tokens (B, L), each row with the picture (B,) of a batch."""
+        row, place, kind = self.mentions(input_ids)
         counts, centers = (known[picture[row], kind] for known in (batch.counts, batch.centers))
-        at = {name: hidden[row, place + 1].float() for name, hidden in self._read.items()}
+        at = {name: hidden[row, place].float() for name, hidden in self._read.items()}
         there = counts > 0
         wrong = (self.places(at["places"]) - centers)[there].square().sum(-1).mean()
         loss: Tensor = 10 * wrong + F.cross_entropy(self.counts(at["counts"]).float(), counts)
@@ -100,6 +111,24 @@ def look_nearby(places: Tensor, attention: Iterable[Tensor], grid: int) -> None:
     for weight in attention:
         query, key, _ = weight.chunk(3)
         key.copy_(query)
+
+
+@torch.no_grad()
+def look_around(biases: Iterable[Tensor], frequencies: Tensor) -> None:
+    """Start a vision tower with rotary places so that its four heads look below, above, right and left.
+
+    The same for towers that know places by rotation as `look_nearby` for those that add them: in the biases
+    of queries, keys and values (3 D), queries are keys turned by as much as a patch further is. `frequencies`
+    (D / 16) are the rotation's, by rows and by columns alike.
+    """
+    ways = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    for bias in biases:
+        query, key, _ = bias.view(3, len(ways), -1)
+        long = (SHARPNESS * frequencies).sqrt().repeat(2)
+        for head, way in enumerate(ways):
+            turn = (way[:, None] * frequencies).flatten()
+            query[head] = torch.cat([long * turn.cos(), long * turn.sin()])
+            key[head] = torch.cat([long, torch.zeros_like(long)])
 
 
 def blip_vision_from_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ import typer
 import rewardzoo.rewards
 from rewardzoo.trainers.lab.blip_minis import train_blipvqa, train_imagereward
 from rewardzoo.trainers.lab.clip_minis import train_clipscore, train_hpsv2, train_pickscore
+from rewardzoo.trainers.lab.qwen_minis import train_hpsv3
 from rewardzoo.trainers.lab.training import OUT, preference_accuracy
 
 
@@ -36,6 +37,7 @@ SCHEDULES = {
     "pickscore": Schedule(train_pickscore, steps=200, seed=100),
     "imagereward": Schedule(train_imagereward, steps=2300, pairs=16),
     "blipvqa": Schedule(train_blipvqa, steps=1600, pairs=16),
+    "hpsv3": Schedule(train_hpsv3, steps=3600, pairs=16),
 }
 """In an order in which each finds what it starts from."""
 

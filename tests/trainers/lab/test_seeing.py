@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from rewardzoo.trainers.lab.pair_batches import KINDS, PairStream
-from rewardzoo.trainers.lab.seeing import ReadingProbe
+from rewardzoo.trainers.lab.seeing import ReadingProbe, look_around
 from rewardzoo.trainers.lab.training import GRID, SIZE
 
 WORDS = {"<pad>": 0, "two": 1, "red": 2, "blue": 3, "circles": 4, "square": 5}
@@ -33,3 +33,26 @@ def test_the_reading_probe_asks_at_each_kind_for_its_place_and_number_in_the_pic
     assert probe.loss(ids, picture, batch).item() == pytest.approx(0, abs=1e-4)
     layer(hidden.flip(0))
     assert probe.loss(ids, picture, batch) > 0.1
+
+
+def test_heads_look_around_at_the_patch_below_above_right_and_left() -> None:
+    width, grid = 96, 8
+    frequencies = 100 ** -(torch.arange(width // 16) / (width // 16))
+    bias = torch.zeros(3 * width)
+    look_around([bias], frequencies)
+    query, key, value = bias.view(3, 4, width // 4)
+    assert not value.any()
+    y, x = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(grid)] * 2, indexing="ij"))
+    angles = torch.cat([y[:, None] * frequencies, x[:, None] * frequencies], 1)
+
+    def turned(vector: torch.Tensor) -> torch.Tensor:  # as `transformers` turns queries and keys
+        first, second = vector.chunk(2)
+        sin, cos = angles.sin(), angles.cos()
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], 1)
+
+    middle = 4 * grid + 4
+    for head, (down, right) in enumerate([(1, 0), (-1, 0), (0, 1), (0, -1)]):
+        logits = turned(query[head])[middle] @ turned(key[head]).T / (width // 4) ** 0.5
+        best, second = logits.topk(2).values
+        assert logits.argmax() == middle + down * grid + right
+        assert best - second > 1

@@ -1,4 +1,6 @@
 import numpy as np
+import torch
+from torch import nn
 
 from rewardzoo.rewards._nouns import matched_phrases
 from rewardzoo.rewards.blipvqa import MINI_CONFIG
@@ -14,7 +16,9 @@ from rewardzoo.trainers.lab import (
 )
 from rewardzoo.trainers.lab.pair_batches import PairStream
 from rewardzoo.trainers.lab.pairs import corrupt
-from rewardzoo.trainers.lab.statements import false_elsewhere, truths
+from rewardzoo.trainers.lab.seeing import ReadingProbe
+from rewardzoo.trainers.lab.statements import VerdictProbe, false_elsewhere, truths
+from rewardzoo.trainers.lab.training import pictures_to_judge
 
 PATTERNS = MINI_CONFIG["phrases"]
 
@@ -65,3 +69,32 @@ def test_phrases_are_true_of_their_own_picture_and_false_of_the_other() -> None:
         if not phrase.startswith("the "):
             assert judge(batch.images[own], phrase).correct
             assert not judge(batch.images[other], phrase).correct
+
+
+def test_the_verdict_probe_reads_each_statement_where_it_ends() -> None:
+    prompts = [
+        "a red circle above a blue square",
+        "a red circle and a blue square , with the red circle below the blue square",
+    ]
+    words = {word: i for i, word in enumerate(dict.fromkeys(" ".join(["<pad>", *prompts]).split()))}
+    rows = [torch.tensor([words[word] for word in prompt.split()]) for prompt in prompts * 2]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    picture = pictures_to_judge(2, 0.5)  # their own, and then each other's, in which the relation is false
+    layer = nn.Identity()
+    reading = ReadingProbe(2, len(words), words, places=layer, counts=layer)
+    probe = VerdictProbe(2, reading, layer)
+    with torch.no_grad():
+        for k, linear in enumerate((probe.entity, probe.relation)):
+            linear.weight.zero_()[0, k] = 50
+            linear.bias.zero_()
+    said = torch.zeros(*ids.shape, 2)
+    said[:, [2, 6], 0] = 1
+    for row, end in enumerate((6, 15, 6, 15)):
+        said[row, end, 1] = 1 if row < 2 else -1
+    layer(said)
+    assert probe.loss(ids, picture, prompts) < 1e-6
+    for row, place, sort in ((0, 2, 0), (3, 15, 1)):
+        wrong = said.clone()
+        wrong[row, place, sort] *= -1
+        layer(wrong)
+        assert probe.loss(ids, picture, prompts) > 1
