@@ -35,7 +35,8 @@ class DataSection(Section):
 
     `steps` are shares of a picture's tokens at which it is shown unfinished; none for an outcome reward
     model. From `clear_from` on it is called clear, below `unclear_below` not, between neither. `reflections`
-    adds what is wrong in words, where the judge says so. `folder` may hold data that was made elsewhere.
+    adds what is wrong in words, where the judge says so. `folder` may hold data that was made elsewhere:
+    `policy`, `judge` and `train` are left out then, and `held_out` names splits, without a source.
     """
 
     folder: Path
@@ -43,7 +44,7 @@ class DataSection(Section):
     sampling: SamplingSection = SamplingSection()
     judge: JudgeSection | None = None
     train: PromptsSection | None = None
-    held_out: dict[str, PromptsSection] = Field(default={})
+    held_out: dict[str, PromptsSection | None] = Field(default={})
     images_per_prompt: int = Field(default=8, ge=1)
     prompts_per_part: int = Field(default=64, ge=1)
     steps: list[float] = Field(default=[])
@@ -63,6 +64,8 @@ class DataSection(Section):
         made = (self.policy, self.judge, self.train)
         if any(made) and not all(made):
             raise ValueError("policy, judge and train are all needed where data are to be made")
+        if self.policy and (bare := [name for name, section in self.held_out.items() if section is None]):
+            raise ValueError(f"held_out.{bare[0]} has no source, from whose prompts its data could be made")
         return self
 
     def is_clear(self, share: float) -> bool | None:

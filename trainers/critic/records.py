@@ -1,4 +1,4 @@
-"""What critics learn from: pictures with their prompts and labels, in Parquet, and the published formats.
+"""What critics learn from: pictures with their prompts and labels, in Parquet.
 
 A data set is a folder with a folder for each split, `train/part-00000.parquet` and so on, which
 `datasets.load_dataset` and the hub read as they are.
@@ -7,10 +7,9 @@ A data set is a folder with a folder for each split, `train/part-00000.parquet` 
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -34,7 +33,7 @@ STAGES: tuple[str, ...] = get_args(Stage)
 class Record:
     """One question about one picture, and its answer.
 
-    `image` is a PNG file. `label` is the chance of yes: 0 or 1, or between where judges differ. `step` of
+    `image` is a file. `label` is the chance of yes: 0 or 1, or between where judges differ. `step` of
     `steps` says how much of the picture is there. `picture` names the finished picture: all its steps have
     one name, so that they can be kept together.
     """
@@ -56,15 +55,23 @@ class Record:
             raise ValueError(f"label must lie in [0, 1], got {self.label}")
 
 
-def features() -> Features:
-    """The columns, in the words of `datasets`."""
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures of one prompt, files both; `label` is the chance that the first is the better one."""
+
+    image_a: bytes
+    image_b: bytes
+    prompt: str
+    label: float
+
+
+def features(kind: type[Record | Pair]) -> Features:
+    """The columns of a kind of rows, in the words of `datasets`."""
     require("datasets", extra="train")
     from datasets import Features, Image, Value
 
-    columns: dict[str, Any] = {"image": Image(), "label": Value("float32")}
-    columns |= {name: Value("string") for name in ("prompt", "stage", "picture", "category", "reason")}
-    columns |= {name: Value("int32") for name in ("step", "steps")}
-    return Features(columns)
+    types: dict[str, Any] = {"bytes": Image(), "float": Value("float32"), "int": Value("int32")}
+    return Features({field.name: types.get(str(field.type), Value("string")) for field in fields(kind)})
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
@@ -74,16 +81,23 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def write_part(path: Path, records: Sequence[Record]) -> None:
+def write_part(
+    path: Path, records: Sequence[Record] | Sequence[Pair], kind: type[Record | Pair] = Record
+) -> None:
     """Write a part whole, or not at all: what is killed leaves no part that is half there."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [{**asdict(record), "image": {"bytes": record.image, "path": None}} for record in records]
+    rows = [{name: _cell(value) for name, value in vars(record).items()} for record in records]
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(pa.Table.from_pylist(rows, schema=features().arrow_schema), fresh, row_group_size=256)
+    schema = features(kind).arrow_schema
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), fresh, row_group_size=256)
     fresh.replace(path)
+
+
+def _cell(value: Any) -> Any:
+    return {"bytes": value, "path": None} if isinstance(value, bytes) else value
 
 
 def read(folder: str | Path, split: str) -> Dataset:
@@ -135,27 +149,6 @@ def contact_sheet(rows: Dataset, path: Path, count: int = 24) -> None:
         for row in (rows[int(i)] for i in places)
     ]
     draw_grid(samples).save(path)
-
-
-def to_llava(records: Iterable[Mapping[str, Any]], folder: Path, ask: Mapping[str, Any]) -> int:
-    """Write rows as LLaVA's training reads them, `data.json` and PNG files; return how many.
-
-    `ask` makes, by stage, the turns of a row's dialogue before its last answer: what a critic is asked.
-    """
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    out = []
-    for i, row in enumerate(records):
-        name = f"images/{i:07d}.png"
-        row["image"].save(folder / name)
-        turns = list(ask[row["stage"]](row["prompt"]))
-        turns.append(answer_of(row["stage"], row["label"], row["reason"]))
-        said = [
-            {"from": "gpt" if k % 2 else "human", "value": text if k else f"<image>\n{text.lstrip()}"}
-            for k, text in enumerate(turns)
-        ]
-        out.append({"id": f"{row['picture']}-{row['step']}", "image": name, "conversations": said})
-    (folder / "data.json").write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return len(out)
 
 
 def answer_of(stage: str, label: float, reason: str) -> str:

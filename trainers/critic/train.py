@@ -99,7 +99,7 @@ def make_data(config: CriticConfig) -> None:
         raise ValueError("data.policy, data.judge and data.train say how data are made: one is missing")
     policy = load_policy(data.policy)
     judge = Judge.open(data.judge)
-    held = {name: load_prompts(section) for name, section in data.held_out.items()}
+    held = {name: load_prompts(section) for name, section in data.held_out.items() if section}
     asked = load_prompts(data.train)
     kept = without(asked, [prompt for prompts in held.values() for prompt in prompts])
     if len(kept) < len(asked):

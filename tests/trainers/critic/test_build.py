@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -9,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from rewardzoo.trainers.critic.build import Judge, build_split, statistics, without
 from rewardzoo.trainers.critic.config import DataSection, JudgeSection
-from rewardzoo.trainers.critic.records import balanced, pairs_of, read, to_llava
+from rewardzoo.trainers.critic.records import balanced, pairs_of, read
 from rewardzoo.trainers.policies.partial import decode_partial
 from rewardzoo.trainers.prompts import Prompt
 
@@ -173,18 +171,3 @@ def test_the_labs_judge_says_in_words_what_is_wrong():
     assert labels.tolist() == [1.0, 0.0]
     assert notes[0]["reason"] == ""
     assert "red" in notes[1]["reason"]
-
-
-def test_rows_are_written_as_llavas_training_reads_them(tmp_path, judge):
-    rows = read(build(tmp_path / "data", judge), "train").select(range(4))
-    ask = {stage: lambda prompt: [f"is this {prompt}?"] for stage in ("selection", "reflection")}
-    assert to_llava(rows, tmp_path / "llava", ask) == 4
-    written = json.loads((tmp_path / "llava" / "data.json").read_text())
-    for row, said in zip(rows, written, strict=True):
-        question, answer = said["conversations"]
-        assert question == {"from": "human", "value": f"<image>\nis this {row['prompt']}?"}
-        assert answer["from"] == "gpt"
-        wanted = "yes" if row["label"] else "no, odd" if row["stage"] == "reflection" else "no"
-        assert answer["value"] == wanted
-        with Image.open(tmp_path / "llava" / said["image"]) as image:
-            assert np.array_equal(np.asarray(image), np.asarray(row["image"]))
