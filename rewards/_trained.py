@@ -21,7 +21,7 @@ from rewardzoo.errors import WeightsError
 from rewardzoo.rewards._spec import LocalPath, RewardSpec, Variant
 
 MANIFEST = "reward.json"
-_HUB = "hf://"
+HUB = "hf://"
 _FIELDS = {"reward", "recipe", "weights_license", "files"}
 
 
@@ -38,7 +38,7 @@ def read_variant(spec: RewardSpec, place: str) -> Variant:
     Raises:
         WeightsError: there is no manifest, it cannot be read, or it is that of another reward.
     """
-    folder = _download(place) if place.startswith(_HUB) else Path(place).expanduser().resolve()
+    folder = _download(place) if place.startswith(HUB) else Path(place).expanduser().resolve()
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -90,8 +90,8 @@ def write_variant(
 
 
 def _name_of(place: str) -> str:
-    if place.startswith(_HUB):
-        return place.removeprefix(_HUB).partition("@")[0].rpartition("/")[2]
+    if place.startswith(HUB):
+        return place.removeprefix(HUB).partition("@")[0].rpartition("/")[2]
     return Path(place).expanduser().resolve().name
 
 
@@ -106,7 +106,7 @@ def _files(folder: Path, names: Mapping[str, str]) -> dict[str, LocalPath]:
 
 
 def _download(place: str) -> Path:
-    repository, _, revision = place.removeprefix(_HUB).partition("@")
+    repository, _, revision = place.removeprefix(HUB).partition("@")
     try:
         return Path(snapshot_download(repository, revision=revision or None))
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:

@@ -16,6 +16,7 @@ from rewardzoo.cli.critic_data import app as critic_data
 from rewardzoo.cli.demo import demo
 from rewardzoo.cli.doctor import doctor
 from rewardzoo.cli.parity import parity
+from rewardzoo.cli.push import push
 from rewardzoo.cli.score import score
 from rewardzoo.cli.serve import serve
 from rewardzoo.cli.train import app as train
@@ -36,6 +37,7 @@ add_report_commands(compare_app)
 app.add_typer(compare_app, name="compare")
 app.add_typer(train, name="train")
 app.add_typer(critic_data, name="critic-data")
+app.command()(push)
 app.command()(demo)
 app.command()(doctor)
 app.command()(parity)

@@ -8,11 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from rewardzoo.errors import require
-from rewardzoo.rewards import RewardSpec
+from rewardzoo.rewards import RewardSpec, resolve
 from rewardzoo.trainers.critic.config import CriticConfig
 from rewardzoo.trainers.critic.quality import Floats, Labels, reliability
 
 _PLOT = "reliability.png"
+# The hub refuses a card with a licence or a base that it does not know.
+_HUB_LICENSES = {
+    "apache-2.0",
+    "mit",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+    "openrail",
+}
 
 
 def write_card(
@@ -33,11 +43,7 @@ def write_card(
     temperatures = ", ".join(f"{name} {value:.3f}" for name, value in found["temperatures"].items())
     fit = found["fit"]
     lines = [
-        "---",
-        f"license: {config.model.weights_license}",
-        "library_name: rewardzoo",
-        f"base_model: {config.model.base}",
-        "---",
+        *_front_matter(config),
         "",
         f"# {spec.name}:{out.name}",
         "",
@@ -46,6 +52,8 @@ def write_card(
         "```sh",
         f"rewardzoo serve {spec.name}:{out}",
         "```",
+        "",
+        f"Licence of the weights: {config.model.weights_license}.",
         "",
         "## Data",
         "",
@@ -88,6 +96,19 @@ def draw_reliability(said: Mapping[str, tuple[Floats, Labels]], path: Path) -> N
     axes.set_ylabel("share of yes")
     axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def _front_matter(config: CriticConfig) -> list[str]:
+    name = config.model.weights_license.lower()
+    repository = getattr(resolve(config.model.base)[1].files["checkpoint"], "repo", None)
+    known_base = repository is not None and config.model.weights is None
+    return [
+        "---",
+        f"license: {name if name in _HUB_LICENSES else 'other'}",
+        "library_name: rewardzoo",
+        *([f"base_model: {repository}"] if known_base else []),
+        "---",
+    ]
 
 
 def _said_of_data(config: CriticConfig, found: Mapping[str, Any]) -> list[str]:
