@@ -42,10 +42,11 @@ class LocalRewards(Scorer):
         self._start({n: load(n, device=device, weights=weights.get(n)) for n in rewards}, cache)
 
     @classmethod
-    def of(cls, models: Iterable[Model], *, cache: ScoreCache | None = None) -> Self:
-        """Score with models that are already loaded."""
+    def of(cls, models: Iterable[Model] | Mapping[str, Model], *, cache: ScoreCache | None = None) -> Self:
+        """Score with models that are already loaded, by their names or by the keys of a mapping."""
         self = cls.__new__(cls)
-        self._start({model.name: model for model in models}, cache)
+        named = models if isinstance(models, Mapping) else {model.name: model for model in models}
+        self._start(named, cache)
         return self
 
     def _start(self, models: Mapping[str, Model], cache: ScoreCache | None = None) -> None:

@@ -109,6 +109,13 @@ def test_the_reward_may_be_left_out_only_when_there_is_one() -> None:
         scorer.score([pixels(5)], "a", reward="c")
 
 
+def test_a_model_may_stand_under_the_name_of_another() -> None:
+    new, old = Brightness("b:mini"), Brightness("a:mini")
+    scorer = LocalRewards.of({"a:mini": new, "old": old})
+    result = scorer.score_result([pixels(5)], "x", reward=["a:mini", "old"])
+    assert [result.parts[name].provenance["reward"] for name in ("a:mini", "old")] == ["b:mini", "a:mini"]
+
+
 def test_arguments_that_cannot_work_are_refused_before_anything_is_loaded() -> None:
     with pytest.raises(ValueError, match=r"got a string: use \['hpsv2:mini'\]"):
         LocalRewards("hpsv2:mini")

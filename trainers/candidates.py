@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,8 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from torch.distributed.tensor import DTensor
 
+from rewardzoo.trainers.evaluation import mean, score_metrics
 from rewardzoo.trainers.preferences import read_parquet, token_matrix, write_parquet
 from rewardzoo.trainers.prompts import Prompt
 from rewardzoo.trainers.rewards import Scores
@@ -50,11 +48,8 @@ class Candidates:
 
     def metrics(self, run: Run[Any], totals: NDArray[np.float32]) -> dict[str, float]:
         """Return the mean of the totals and of each reward and judge, and the share that failed."""
-        found = {"reward": _mean(totals), "failed": float(np.isnan(totals).mean())}
-        for name, values in self.parts.items():
-            kind = "judge" if name in run.rewards.mixture.held_out else "reward"
-            found[f"{kind}/{name}"] = _mean(values)
-        return found
+        found = {"reward": mean(totals), "failed": float(np.isnan(totals).mean())}
+        return {**found, **score_metrics(run, self.parts)}
 
     @classmethod
     def join(cls, shards: Sequence[Candidates]) -> Candidates:
@@ -120,16 +115,6 @@ def sample_in_shards(
     return Candidates.join([Candidates.load(file, per_prompt) for file in files])
 
 
-def policy_digest(run: Run[Any], *also: object) -> str:
-    """Return a name of the weights as they are now, and of what else is said; the same in every process."""
-    hashed = hashlib.sha256(json.dumps(also, default=str).encode())
-    for weights in run.trained:
-        own = weights.to_local() if isinstance(weights, DTensor) else weights
-        hashed.update(own.detach().cpu().flatten().view(torch.uint8).numpy().data)
-    shards = sorted(set(gather_object([hashed.hexdigest()])))
-    return hashlib.sha256("".join(shards).encode()).hexdigest()[:12]
-
-
 def _in_flight(
     run: Run[Any],
     prompts: Sequence[Prompt],
@@ -156,7 +141,3 @@ def _finish(run: Run[Any], prompts: Sequence[Prompt], images: Images) -> Candida
     scores = run.rewards.collect(images.pending, images.groups)
     tokens = gather_object([images.tokens.to("cpu", torch.int32).numpy()])
     return Candidates([p.text for p in prompts], np.concatenate(tokens), scores.parts, scores.errors)
-
-
-def _mean(values: NDArray[np.float32]) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

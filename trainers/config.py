@@ -179,6 +179,20 @@ class RunSection(Section):
     threads: int | None = Field(default=None, ge=1)
 
 
+class RefreshSection(Section):
+    """A critic that goes on learning while the policy does, `every` so many steps.
+
+    `config` is a file as for `rewardzoo train critic`, or the name of one that ships. Its `model.base` is one
+    of `rewards.weights`; its data are made by the policy as it is then, whatever its `data.policy` names. The
+    `keep` versions before the one that counts stay in memory as held-out judges, `critic-000` and so on. All
+    of them score in this process, whatever `rewards.url` is.
+    """
+
+    config: str
+    every: int = Field(ge=1)
+    keep: int = Field(default=1, ge=1)
+
+
 class TrainConfig(Section):
     """What every trainer is told; each adds a section of its own."""
 
@@ -188,6 +202,7 @@ class TrainConfig(Section):
     rewards: RewardsSection
     optimizer: OptimizerSection
     evaluation: EvaluationSection = EvaluationSection()
+    critic: RefreshSection | None = None
     run: RunSection
 
 

@@ -69,6 +69,10 @@ class DPOConfig(TrainConfig):
             raise ValueError(
                 f"run.steps, {self.run.steps}, must be a multiple of pairs.rounds, {self.pairs.rounds}"
             )
+        if self.critic and self.pairs.source not in (ITERATIVE, ONLINE):
+            raise ValueError(
+                f"critic: with pairs.source {self.pairs.source!r} nothing is scored: take iterative or online"
+            )
         return self
 
     @model_validator(mode="before")

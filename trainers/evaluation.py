@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rewardzoo.trainers.grids import Sample
 from rewardzoo.trainers.prompts import Prompt
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
 
 _EVALUATION = 1
 _DRAWN = 16
+
+
+def score_metrics(run: Run[Any], parts: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
+    """Return the mean score (n,) of each reward and judge, and how far a critic that is refreshed drifted."""
+    judges = run.rewards.held_out
+    found = {f"{'judge' if name in judges else 'reward'}/{name}": mean(v) for name, v in parts.items()}
+    return found | (run.critic.drift(parts) if run.critic else {})
+
+
+def mean(values: NDArray[np.float32]) -> float:
+    """Return the mean of what is known, NaN where nothing is."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def evaluate(run: Run[Any], name: str, prompts: Sequence[Prompt], images_per_prompt: int) -> dict[str, float]:

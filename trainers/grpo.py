@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rewardzoo.trainers.config import Section, TrainConfig
+from rewardzoo.trainers.evaluation import score_metrics
 from rewardzoo.trainers.grids import Sample
 from rewardzoo.trainers.losses import AdvantageForm, Advantages, Ratio, group_advantages, grpo_loss
 from rewardzoo.trainers.policies.policy import ARImagePolicy
@@ -156,11 +157,7 @@ def _rewards(
         "zero_variance": found.zero_variance / groups,
         "too_few": found.too_few / groups,
     }
-    for name, values in scores.parts.items():
-        kind = "judge" if name in run.rewards.mixture.held_out else "reward"
-        kept = values[np.isfinite(values)]
-        metrics[f"{kind}/{name}"] = float(kept.mean()) if kept.size else float("nan")
-    return metrics
+    return {**metrics, **score_metrics(run, scores.parts)}
 
 
 def _times(clock: _Clock, images: Images, scores: Scores) -> dict[str, float]:

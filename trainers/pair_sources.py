@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
 
-from rewardzoo.trainers.candidates import Candidates, policy_digest, sample, sample_in_shards
+from rewardzoo.trainers.candidates import Candidates, sample, sample_in_shards
 from rewardzoo.trainers.config import Section
 from rewardzoo.trainers.grids import Sample
 from rewardzoo.trainers.pair_logprobs import read_tokens, with_reference
 from rewardzoo.trainers.pairs import PairMode, Pairs, make_pairs
 from rewardzoo.trainers.preferences import Preferences, read_pairs
 from rewardzoo.trainers.run import Run
+from rewardzoo.trainers.sharding import weights_digest
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +197,7 @@ def _sample_round(run: Run[Any], settings: PairsSection, number: int) -> Made:
     prompts = run.take(settings.prompts_per_round)
     sampling = run.config.sampling.model_dump(exclude={"batch_size"})
     same = [run.config.run.seed, settings.candidates, settings.shard, sampling, run.rewards.names]
-    digest = policy_digest(run, *same, [(prompt.text, prompt.metadata) for prompt in prompts])
+    digest = weights_digest(run.trained, *same, [(prompt.text, prompt.metadata) for prompt in prompts])
     name = f"round-{number:03d}-{digest}"
     rounds = run.config.run.out / "rounds"
     if run.accelerator.is_main_process:

@@ -22,6 +22,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from rewardzoo.clients import RewardClient, Scorer, ScoreResult
+from rewardzoo.clients.in_process import Model
 from rewardzoo.errors import RewardZooError, UnavailableError
 from rewardzoo.local import LocalRewards
 from rewardzoo.trainers.config import RewardsSection
@@ -114,26 +115,49 @@ def connect(
 class Rewards:
     """What images are scored by: served rewards, models in this process and the lab's judge as one.
 
-    The token is `REWARDZOO_TOKEN` of the environment. `stop` is asked while scores are awaited. Use it in a
-    `with`, or close it.
+    The token is `REWARDZOO_TOKEN` of the environment. `stop` is asked while scores are awaited; `own` is a
+    reward that is not connected to, for `host` brings it. Close it in the end.
     """
 
-    def __init__(self, config: RewardsSection, *, stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, config: RewardsSection, *, stop: Callable[[], bool] = lambda: False, own: str | None = None
+    ) -> None:
         self.mixture = config.mixture()
         self.provenance: dict[str, Any] = {}
         self._config = config
         self._stop = stop
         self._overlap = config.overlap
         self._scorers: list[tuple[Scorer, tuple[str, ...]]] = []
+        self._own: tuple[Scorer, tuple[str, ...]] | None = None
+        self._judges: tuple[str, ...] = ()
         if judged := tuple(name for name in self.names if name.startswith(_LAB)):
             self._scorers.append((LocalRewards.of(map(ExactReward, judged)), judged))
-        if others := tuple(name for name in self.names if not name.startswith(_LAB)):
+        if others := tuple(name for name in self.names if not name.startswith(_LAB) and name != own):
             self._scorers.append((self._connect(others), others))
 
     @property
     def names(self) -> tuple[str, ...]:
         """All that is scored: what counts, then what is held out."""
-        return self.mixture.rewards
+        return (*self.mixture.rewards, *self._judges)
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """What is scored and never counts."""
+        return (*self.mixture.held_out, *self._judges)
+
+    def host(self, models: Mapping[str, Model]) -> None:
+        """Score by these models in this process, in place of those of the last call.
+
+        Those whose names the mixture does not have are judges. Nothing may be in flight.
+        """
+        if self._own is not None:
+            self._scorers.remove(self._own)
+            self._own[0].close()
+        self._own = (LocalRewards.of(models), tuple(models))
+        self._scorers.append(self._own)
+        self._judges = tuple(name for name in models if name not in self.mixture.rewards)
+        for name in models:  # they rest on something else now, and are meant to
+            self.provenance.pop(name, None)
 
     def check(self) -> None:
         """Wait until the server is ready, and see that it hosts what is asked of it; all processes together.
@@ -251,7 +275,7 @@ class Rewards:
         deadline = time.monotonic() + self._patience
         try:
             # A forward in this process cannot be left: Python would end below it, and abort.
-            patient = self._config.url == "local"
+            patient = self._config.url == "local" or self._own is not None
             while wait(futures, _GLANCE).not_done:
                 if self._stop() and not patient:
                     return self._none(stop=True)

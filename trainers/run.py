@@ -19,6 +19,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from rewardzoo.clients.compare.overoptimization import OveroptimizationAlarm
 from rewardzoo.trainers.checkpoints import CONFIG, Checkpoints, open_folder, step_of
 from rewardzoo.trainers.config import Config, dump
+from rewardzoo.trainers.critic.refresh import Refresh
 from rewardzoo.trainers.evaluation import evaluate
 from rewardzoo.trainers.optimizer import make_optimizer, trained_of
 from rewardzoo.trainers.policies.policy import ARImagePolicy
@@ -83,7 +85,9 @@ class Run(Generic[Config]):
         self._sets = {name: load_prompts(each) for name, each in config.evaluation.sets.items()}
         held_out = [f"judge/{name}" for name in config.rewards.held_out]
         self._alarm = OveroptimizationAlarm(judges=held_out)
-        self.rewards = Rewards(config.rewards, stop=lambda: bool(self._stop))
+        self.critic = Refresh(self, config.critic) if config.critic else None
+        own = self.critic.name if self.critic else None
+        self.rewards = Rewards(config.rewards, stop=lambda: bool(self._stop), own=own)
         self.optimizer, self._schedule = make_optimizer(
             config.optimizer, trained_of(_module(policy)), config.run.steps
         )
@@ -94,8 +98,9 @@ class Run(Generic[Config]):
         self.model.train()  # layers are recomputed in the backward pass in this mode alone
         ready_to_sample(self.model)
         self.policy = self.accelerator.unwrap_model(self.model)
-        for stateful in (self._schedule, _State(self)):
-            self.accelerator.register_for_checkpointing(stateful)
+        for stateful in (self._schedule, _State(self), self.critic):
+            if stateful is not None:
+                self.accelerator.register_for_checkpointing(stateful)
 
     @property
     def processes(self) -> int:
@@ -124,13 +129,15 @@ class Run(Generic[Config]):
                 break
             began = time.monotonic()
             self._metrics, self._position = {}, self.prompts.position
+            if self.critic:
+                self.log(self.critic.refresh_if_due())
             yield self.step + 1
             self.step += 1
             self._position = self.prompts.position
             self._metrics["seconds"] = time.monotonic() - began
         self._save()
         if self.step >= last:
-            self._export()
+            self.export(self.config.run.out / "policy")
 
     def take(self, count: int) -> list[Prompt]:
         """Return the next prompts of the training, the same in all processes; a whole number for each."""
@@ -240,6 +247,8 @@ class Run(Generic[Config]):
                 raise ValueError(
                     f"{self._resumed} is of step {self.step}: it was renamed or is another run's"
                 )
+        if self.critic:
+            self.critic.host()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             (self.config.run.out / CONFIG).write_text(dump(self.config))
@@ -284,9 +293,8 @@ class Run(Generic[Config]):
     def _save(self) -> None:
         self._checkpoints.save(self.step, lambda folder: self.accelerator.save_state(str(folder)))
 
-    def _export(self) -> None:
-        """Write the trained policy for `load`, at the end."""
-        folder = self.config.run.out / "policy"
+    def export(self, folder: Path) -> None:
+        """Write the policy as it is, for `load`; all processes must call it."""
         gathered = {"state_dict": self.accelerator.get_state_dict(self.model)} if self._sharded else {}
         if self.accelerator.is_main_process:
             self.policy.save(folder, **gathered)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -36,6 +39,16 @@ def gathered(model: nn.Module) -> Iterator[None]:
 def whole(value: Tensor) -> float:
     """Return a number that may be spread over processes."""
     return float(value.full_tensor() if isinstance(value, DTensor) else value)
+
+
+def weights_digest(weights: Iterable[Tensor], *also: object) -> str:
+    """Return a name of weights as they are now, and of what else is said; the same in every process."""
+    hashed = hashlib.sha256(json.dumps(also, default=str).encode())
+    for each in weights:
+        own = each.to_local() if isinstance(each, DTensor) else each
+        hashed.update(own.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    shards = sorted(set(gather_object([hashed.hexdigest()])))
+    return hashlib.sha256("".join(shards).encode()).hexdigest()[:12]
 
 
 def prepare_reference(accelerator: Accelerator, reference: nn.Module) -> nn.Module:
