@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object, set_seed
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,6 +29,7 @@ from rewardzoo.trainers.critic.tasks import Rows, Task
 
 logger = logging.getLogger(__name__)
 _BEST = "best.safetensors"
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class Fit:
@@ -48,7 +49,15 @@ class Fit:
             mixed_precision=config.model.mixed_precision,
             log_with=list(run.trackers) or None,
             project_dir=str(run.out),
+            # Some weights have no gradient: a cosine's temperature, the last layer of LLaVA's tower.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
+        if self.accelerator.distributed_type in _SHARDED:
+            raise ValueError(
+                "critics are trained with a whole model in each process, not with "
+                f"{self.accelerator.distributed_type.value}: launch with accelerate_ddp.yaml, and for 7B "
+                "take adapters, model.lora={rank: 16} model.dtype=bfloat16"
+            )
         if run.batch_size % self.accelerator.num_processes:
             raise ValueError(
                 f"run.batch_size: {self.accelerator.num_processes} processes cannot share {run.batch_size}"

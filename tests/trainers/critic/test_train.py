@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from rewardzoo.cli.parity import FIXTURES
-from rewardzoo.rewards import load
+from rewardzoo.rewards import load, resolve
+from rewardzoo.rewards._critic import Critic
 from rewardzoo.rewards._parity import load_case, read_case
 from rewardzoo.trainers.config import load_config
 from rewardzoo.trainers.critic.config import CriticConfig, ModelSection
@@ -175,3 +176,14 @@ def test_what_a_base_cannot_be_taught_is_refused(data, tmp_path, parm_base, base
     base = parm_base if "BASE" in base else base
     with pytest.raises(ValueError, match=message):
         train(config(data, tmp_path / "run", base, loss=loss))
+
+
+@pytest.mark.parametrize(
+    "name", ["orm_llava_onevision_7b", "parm_llava_onevision_7b", "pickscore_preference"]
+)
+def test_the_configurations_that_ship_are_valid_and_their_bases_can_be_taught_that(name: str) -> None:
+    shipped = load_config(CriticConfig, name)
+    reward, _ = resolve(shipped.model.base)
+    assert issubclass(reward, Critic) == (shipped.model.loss == "answers")
+    clear = {shipped.data.is_clear(share) for share in shipped.data.steps}
+    assert clear == ({True, False} if "clarity" in shipped.model.stages else set())
