@@ -37,18 +37,19 @@ class Hub(BaseHTTPRequestHandler):
         lines = [json.loads(line) for line in body.splitlines() if line]
         self.asked.append((self.path, lines[0] if lines else None))
         answer: dict[str, Any] = {}
+        place = f"http://{self.headers['Host']}/someone/my-hps"
         if self.path == "/api/repos/create":
             if lines[0]["organization"] == "nobody":
                 self.send_error(403)
                 return
-            answer = {"url": f"http://{self.headers['Host']}/someone/my-hps"}
+            answer = {"url": place}
         elif "/preupload/" in self.path:
             places = [file["path"] for file in lines[0]["files"]]
             answer["files"] = [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in places]
         elif "/commit/" in self.path:
             for line in lines[1:]:
                 self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            answer = {"commitUrl": f"http://{self.headers['Host']}/commit/{COMMIT}", "commitOid": COMMIT}
+            answer = {"commitUrl": f"{place}/commit/{COMMIT}", "commitOid": COMMIT}
         self.answer(json.dumps(answer).encode())
 
     def do_GET(self) -> None:
@@ -151,5 +152,5 @@ def test_what_is_no_trained_variant_is_not_pushed(run: Path) -> None:  # noqa: F
 
 
 def test_a_hub_that_refuses_is_an_error_with_the_way_out(hub: type[Hub], run: Path) -> None:  # noqa: F811
-    with pytest.raises(WeightsError, match=r"cannot be pushed to nobody/my-hps.*hf auth login"):
+    with pytest.raises(WeightsError, match=r"cannot be pushed to nobody/my-hps[\s\S]*hf auth login"):
         push(f"hpsv2:{run}", "nobody/my-hps")

@@ -100,7 +100,7 @@ def draw_reliability(said: Mapping[str, tuple[Floats, Labels]], path: Path) -> N
 
 def _front_matter(config: CriticConfig) -> list[str]:
     name = config.model.weights_license.lower()
-    repository = getattr(resolve(config.model.base)[1].files["checkpoint"], "repo", None)
+    repository = getattr(resolve(config.model.base)[1].files.get("checkpoint"), "repo", None)
     known_base = repository is not None and config.model.weights is None
     return [
         "---",

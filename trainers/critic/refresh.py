@@ -181,7 +181,8 @@ class Refresh:
         where = {"name_or_path": str(folder / "policy"), "lora": None}
         policy = critic.data.policy.model_copy(update=where) if critic.data.policy else None
         data = {"folder": folder / "data", "policy": policy}
-        model = {"base": self._name_of(self.version), **({"weights": None} if self.version else {})}
+        weights = None if self.version else critic.model.weights
+        model = {"base": self._name_of(self.version), "weights": weights}
         return critic.model_copy(
             update={
                 "data": critic.data.model_copy(update=data),
