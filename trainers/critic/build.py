@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +31,8 @@ from rewardzoo.trainers.prompts import Prompt
 from rewardzoo.trainers.rewards import connect
 from rewardzoo.trainers.rollout import draw
 
+MAKING = timedelta(days=7)
+"""How long other processes wait for the one that makes data."""
 _SETTINGS = "settings.json"
 Floats = NDArray[np.floating[Any]]
 Notes = Sequence[Mapping[str, Any]]

@@ -16,7 +16,7 @@ import yaml
 from accelerate import PartialState
 
 from rewardzoo.rewards._hashes import sha256
-from rewardzoo.trainers.critic.build import Judge, build_split, statistics, without
+from rewardzoo.trainers.critic.build import MAKING, Judge, build_split, statistics, without
 from rewardzoo.trainers.critic.card import write_card
 from rewardzoo.trainers.critic.config import CriticConfig
 from rewardzoo.trainers.critic.fit import Fit
@@ -59,8 +59,9 @@ def train(config: CriticConfig) -> Path:
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     if config.data.policy is not None:
-        with PartialState().main_process_first():
-            if PartialState().is_main_process:
+        state = PartialState(timeout=MAKING)
+        with state.main_process_first():
+            if state.is_main_process:
                 make_data(config)
     task = make_task(config.model)
     data = task.rows(read(config.data.folder, _TRAIN), seed=config.run.seed)
@@ -97,7 +98,7 @@ def make_data(config: CriticConfig) -> None:
     data = config.data
     if data.policy is None or data.judge is None or data.train is None:
         raise ValueError("data.policy, data.judge and data.train say how data are made: one is missing")
-    policy = load_policy(data.policy)
+    policy = load_policy(data.policy).to(PartialState().device)
     judge = Judge.open(data.judge)
     held = {name: load_prompts(section) for name, section in data.held_out.items() if section}
     asked = load_prompts(data.train)
