@@ -29,21 +29,29 @@ class Found:
     """What a search found for P prompts out of `n` paths each.
 
     `images` uint8 (P, H, W, 3) are the chosen ones, `paths` (P,) which of the n they are, `scores` (P,) by
-    what they were chosen. `finished` bool (P, n) says which paths were drawn to their end. Of
-    `tokens_for_all` tokens that all paths have, `tokens_drawn` were drawn.
+    what they were chosen. Of each path `drawn` (P, n) tokens were drawn, of the `tokens_per_image` it has.
     """
 
     images: NDArray[np.uint8]
     paths: NDArray[np.int64]
     scores: Floats
-    finished: NDArray[np.bool_]
-    tokens_drawn: int
-    tokens_for_all: int
+    drawn: NDArray[np.int64]
+    tokens_per_image: int
+
+    @property
+    def finished(self) -> NDArray[np.bool_]:
+        """Which paths were drawn to their end: (P, n)."""
+        return np.asarray(self.drawn == self.tokens_per_image)
+
+    @property
+    def tokens_drawn(self) -> int:
+        """How many tokens were drawn, of all paths."""
+        return int(self.drawn.sum())
 
     @property
     def saved(self) -> float:
         """The share of tokens that did not have to be drawn."""
-        return 1 - self.tokens_drawn / self.tokens_for_all
+        return 1 - self.tokens_drawn / (self.drawn.size * self.tokens_per_image)
 
 
 def best_of_n(
@@ -128,7 +136,7 @@ class _Paths:
         self.drawing = policy.begin(batch, torch.from_numpy(uniforms), sampling)
         rows = np.array(places).T
         self.alive: tuple[NDArray[np.int64], NDArray[np.int64]] = (rows[0], rows[1])
-        self._given_up = 0
+        self._drawn = np.full((len(prompts), n), policy.tokens_per_image)
 
     def give_up(self, potential: Floats, threshold: float) -> None:
         """Draw no more of paths whose potential (P, n) is too low, but for the best of a prompt's last."""
@@ -137,7 +145,8 @@ class _Paths:
         best = left >= left.max(1, keepdims=True)
         kept = ((left >= threshold) | best)[self.alive]
         if not kept.all():
-            self._given_up += int((~kept).sum()) * self.drawing.tokens.shape[1]
+            given_up = self.alive[0][~kept], self.alive[1][~kept]
+            self._drawn[given_up] = self.drawing.tokens.shape[1]
             self.drawing.keep(torch.from_numpy(np.flatnonzero(kept)))
             self.alive = (self.alive[0][kept], self.alive[1][kept])
 
@@ -147,7 +156,7 @@ class _Paths:
 
     def choose(self, scorer: Scorer, reward: str, note: Mapping[str, Any], potential: Floats) -> Found:
         """Score what is finished, and choose; equal scores are told apart by potential, then by place."""
-        count, total = len(self.prompts), self.policy.tokens_per_image
+        count = len(self.prompts)
         rows = np.arange(len(self.alive[0]))
         images = self.policy.decode(self.drawing.tokens)
         asked = self.asked(rows)
@@ -165,8 +174,6 @@ class _Paths:
             )
         ties = np.where(scores == scores.max(1, keepdims=True), np.nan_to_num(potential, nan=0.0), -np.inf)
         paths = ties.argmax(1)
-        finished = np.zeros((count, self.n), dtype=bool)
-        finished[self.alive] = True
         place = np.full((count, self.n), -1)
         place[self.alive] = rows
         chosen = np.arange(count), paths
@@ -174,9 +181,8 @@ class _Paths:
             images=images[place[chosen]],
             paths=paths,
             scores=scores[chosen],
-            finished=finished,
-            tokens_drawn=self._given_up + len(rows) * total,
-            tokens_for_all=count * self.n * total,
+            drawn=self._drawn,
+            tokens_per_image=self.policy.tokens_per_image,
         )
 
 

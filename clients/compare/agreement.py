@@ -62,12 +62,7 @@ def agreement(
             correlations.append(RankCorrelation(a, b, measure, "overall", overall, len(pools)))
         found += disagreements(store, a, b, scores, pools, examples)
     return Agreement(
-        data=store.info,
-        rewards=tuple(store.reward(name) for name in names),
-        confidence=bootstrap.confidence,
-        resamples=bootstrap.resamples,
-        seed=bootstrap.seed,
-        made=made,
+        **store.head(names, bootstrap, made),
         correlations=tuple(correlations),
         examples=tuple(with_images(store, folder, found)),
     )

@@ -84,12 +84,7 @@ def best_of_n(
     if not curves:
         raise ValueError(f"{store.info.source}: no prompt has two images that {judge.name} judged")
     return BestOfN(
-        data=store.info,
-        rewards=tuple(store.reward(name) for name in names),
-        confidence=bootstrap.confidence,
-        resamples=bootstrap.resamples,
-        seed=bootstrap.seed,
-        made=made,
+        **store.head(names, bootstrap, made),
         judge=judge,
         curves=tuple(curves),
         gaps=tuple(gaps),

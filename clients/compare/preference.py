@@ -53,12 +53,7 @@ def preference(
         value = one.accuracy.estimate.value - other.accuracy.estimate.value
         contrasts.append(contrast(a, b, ALL, value, one.drawn - other.drawn, bootstrap))
     return Preference(
-        data=store.info,
-        rewards=tuple(store.reward(name) for name in names),
-        confidence=bootstrap.confidence,
-        resamples=bootstrap.resamples,
-        seed=bootstrap.seed,
-        made=made,
+        **store.head(names, bootstrap, made),
         rule=GENAI_BENCH if across else rule_of(store.info.benchmark).text,
         accuracies=tuple(m.accuracy for m in measured),
         contrasts=corrected(contrasts),

@@ -28,6 +28,8 @@ from rewardzoo.clients.compare.summaries import DataInfo, RewardInfo
 if TYPE_CHECKING:
     import pyarrow
 
+    from rewardzoo.clients.compare.statistics import Bootstrap
+
 CHUNK = 256
 """Items that are scored in one call, and the most that a kill costs."""
 ITEMS, PAIRS, DATA = "items.parquet", "pairs.parquet", "data.json"
@@ -145,6 +147,17 @@ class ScoreStore:
         """Say what scored, and how many items it failed at."""
         failed = int(np.isnan(self.scores(name)).sum())
         return RewardInfo(name, failed, self._provenance.get(name, {}))
+
+    def head(self, rewards: Sequence[str], bootstrap: Bootstrap, made: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what every `Summary` of this store begins with, by field."""
+        return {
+            "data": self.info,
+            "rewards": tuple(self.reward(name) for name in rewards),
+            "confidence": bootstrap.confidence,
+            "resamples": bootstrap.resamples,
+            "seed": bootstrap.seed,
+            "made": made,
+        }
 
     def _note(self, chunk: int, path: Path, provenance: Mapping[str, Mapping[str, Any]]) -> None:
         for name, said in provenance.items():

@@ -5,6 +5,7 @@
     DIR/agreement-NAME.json    an `Agreement`
     DIR/probes-NAME.json       `Probes`, and DIR/probes-NAME.parquet the scores under each probe
     DIR/outcomes-NAME.json     `Outcomes` of RL runs
+    DIR/study-NAME.json        a `Study` of DPO against GRPO
     DIR/data/NAME/             the items of the data set NAME and their scores (`ScoreStore`)
     DIR/images/NAME/           copies of the images that examples show
 
@@ -209,8 +210,9 @@ def kinds() -> Mapping[str, type[Summary]]:
     """Return all kinds of summary by name, in the order in which a report has them."""
     from rewardzoo.clients.compare.outcomes import Outcomes
     from rewardzoo.clients.compare.probe_effects import Probes
+    from rewardzoo.clients.compare.study import Study
 
-    return {cls.kind: cls for cls in (Preference, BestOfN, Agreement, Probes, Outcomes)}
+    return {cls.kind: cls for cls in (Study, Preference, BestOfN, Agreement, Probes, Outcomes)}
 
 
 def path_of(folder: Path, kind: str, name: str) -> Path:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rewardzoo.cli.bulk import bulk
 from rewardzoo.cli.catalog import list_rewards
 from rewardzoo.cli.compare import compare_app
+from rewardzoo.cli.compare_lab import add_to as add_lab_command
 from rewardzoo.cli.compare_report import add_to as add_report_commands
 from rewardzoo.cli.critic_data import app as critic_data
 from rewardzoo.cli.demo import demo
@@ -34,6 +35,7 @@ app.command()(serve)
 app.command()(score)
 app.command()(bulk)
 add_report_commands(compare_app)
+add_lab_command(compare_app)
 app.add_typer(compare_app, name="compare")
 app.add_typer(train, name="train")
 app.add_typer(critic_data, name="critic-data")

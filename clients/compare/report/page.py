@@ -24,7 +24,9 @@ from rewardzoo.clients.compare.report.overview_part import glance, grounds, judg
 from rewardzoo.clients.compare.report.preference_part import agreement, preference
 from rewardzoo.clients.compare.report.probe_part import probes
 from rewardzoo.clients.compare.report.selection_part import best_of_n
+from rewardzoo.clients.compare.report.study_part import study
 from rewardzoo.clients.compare.report.view import Section
+from rewardzoo.clients.compare.study import Study
 from rewardzoo.clients.compare.summaries import (
     Agreement,
     BestOfN,
@@ -80,6 +82,8 @@ def sections_of(found: Sequence[Summary], folder: Path) -> list[Section]:
     sections = [glance(found)]
     for summary in found:
         match summary:
+            case Study():
+                sections.append(study(summary))
             case Preference():
                 sections.append(preference(summary, look))
             case BestOfN():

@@ -16,10 +16,14 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from rewardzoo.clients.compare.outcomes import summarize_runs
+from rewardzoo.clients.compare.findings import Scaled, findings, scaling, versus
+from rewardzoo.clients.compare.outcomes import Outcomes, summarize_runs
 from rewardzoo.clients.compare.probe_effects import Effect, ProbeExample, ProbeInfo, Probes, Spread
 from rewardzoo.clients.compare.report import write_report
 from rewardzoo.clients.compare.runs import Run
+from rewardzoo.clients.compare.search_saving import search_point
+from rewardzoo.clients.compare.statistics import Bootstrap
+from rewardzoo.clients.compare.study import Recipe, Study
 from rewardzoo.clients.compare.summaries import (
     Accuracy,
     Agreement,
@@ -173,6 +177,44 @@ def runs_of(rng: np.random.Generator) -> list[Run]:
     return runs
 
 
+def study_of(runs: list[Run], outcomes: Outcomes, rng: np.random.Generator) -> Study:
+    """A study whose axes have the same runs at each value, and whose search is capped on one split."""
+    on_one = [run for run in runs if run.trained_on.keys() == {REWARDS[0]} and run.seed == 0]
+    values = {"candidates per prompt": (4, 8, 16), "prompts": (16, 4096), "rounds": (1, 4, 16)}
+    scaled = [
+        Scaled(axis, value, run)
+        for axis, of_axis in values.items()
+        for value in of_axis
+        for run in on_one
+        if axis != "rounds" or run.algorithm == "dpo"
+    ]
+    points, of_axes = scaling(scaled, "lab:exact", 200, 0.95)
+    worth = np.tile([0.3, 0.4, 0.5, 0.55], (100, 1))
+    search = tuple(
+        search_point(split, 4, (rng.random(100) < share).astype(float), drawn, worth, Bootstrap(200))
+        for split, share, drawn in zip(
+            SPLITS, (0.5, 0.9), (np.full(100, 1.7), np.full(100, 2.2)), strict=True
+        )
+    )
+    compared = versus(outcomes)
+    return Study(
+        **common("lab", REWARDS[:4]),
+        judge="lab:exact",
+        outcomes="lab",
+        pool="pool",
+        recipes=tuple(Recipe(reward, f"ranks pictures {HOSTILE}") for reward in REWARDS[:4]),
+        findings=findings(outcomes, compared, of_axes, search),
+        versus=compared,
+        scaling=points,
+        search=search,
+        search_names=("parm:mini", "orm:mini"),
+        left_out=("what was not shipped.",),
+        settings={"GRPO": "28 steps of 128 images", "changed": "nothing"},
+        minutes=58.3,
+        core_minutes=112.0,
+    )
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison with every kind of summary."""
@@ -183,8 +225,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in paths:
         Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / path)
     pool = best_of_n_of()
-    outcomes = summarize_runs(runs_of(rng), name="lab", pools=[pool], made=common("")["made"])
-    for summary in (preference_of(rng), pool, agreement_of(paths), probes_of(paths, rng), outcomes):
+    runs = runs_of(rng)
+    outcomes = summarize_runs(runs, name="lab", pools=[pool], made=common("")["made"])
+    study = study_of(runs, outcomes, rng)
+    for summary in (preference_of(rng), pool, agreement_of(paths), probes_of(paths, rng), outcomes, study):
         write_summary(folder, summary)
     write_report(folder, title=f"Rewards {HOSTILE}")
     return folder
@@ -199,6 +243,7 @@ def test_every_kind_of_summary_has_its_section(page: str) -> None:
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [
         "At a glance",
+        "The paper&#39;s claims",
         "Preference accuracy: hpdv2",
         "Best of n: pool",
         "Agreement: pool",
@@ -265,6 +310,19 @@ def test_the_papers_table_has_algorithms_and_best_of_4_on_both_splits(folder: Pa
             assert f"{column}, {split}" in header
     (row,) = [line for line in text.splitlines() if line.startswith("| base policy")]
     assert row.count("0.4") >= 4
+
+
+def test_a_study_says_of_each_claim_what_was_found(folder: Path) -> None:
+    text = (folder / "report.md").read_text()
+    part = text[text.index("## The paper") : text.index("## Preference accuracy")]
+    assert "Left out: what was not shipped." in part
+    assert "It took 58 minutes" in part
+    claims = [line for line in part.splitlines() if "agrees" in line or "undecided" in line]
+    assert any(line.startswith("| DPO is better than GRPO in domain. |") for line in claims)
+    # Two algorithms, two splits, three axes of which one is DPO's alone; the search on two splits.
+    assert len([line for line in part.splitlines() if line.startswith("| More ")]) == 10
+    (capped,) = [line for line in part.splitlines() if line.startswith("| out of domain | 4 |")]
+    assert capped.count("≥") == 2
 
 
 def test_an_empty_folder_is_refused_with_the_way_out(tmp_path: Path) -> None:
