@@ -101,7 +101,7 @@ def scaling(
                 gain = mean_over_seeds([e.gain.gain for e in of_value.values()], confidence)
                 points.append(ScalingPoint(axis, value, algorithm, split, len(of_value), final, gain))
             if len(by_value) > 1:
-                findings.append(_largest(axis, algorithm, split, by_value, judge, images, confidence))
+                findings.append(_largest(axis, algorithm, split, by_value, images, confidence))
     return tuple(points), tuple(findings)
 
 
@@ -135,7 +135,6 @@ def _largest(
     algorithm: str,
     split: str,
     by_value: dict[int, dict[int, _Ended]],
-    judge: str,
     images: int,
     confidence: float,
 ) -> Finding:
@@ -144,11 +143,11 @@ def _largest(
     gaps = [by_value[most][seed].gain.final - by_value[least][seed].gain.final for seed in sorted(shared)]
     both = {place: by_value[value][seed] for place, (value, seed) in enumerate(_places(least, most, shared))}
     found = _estimate(gaps, both, images, confidence, runs=2) if gaps else Estimate(math.nan)
-    seeds = f"{len(gaps)} seeds" if len(gaps) > 1 else "one seed, the interval is that of its evaluations"
+    seeds = f"{len(gaps)} seeds" if len(gaps) > 1 else "one seed"
     where = split.replace("_", " ")
     return Finding(
         f"More {axis} help {_NAMES.get(algorithm, algorithm)} {where}.",
-        f"{judge} with {most:,} minus {least:,}; {seeds}",
+        f"{most:,} minus {least:,}, {seeds}",
         found,
     )
 
@@ -168,8 +167,8 @@ def findings(
             better, worse, sign = (DPO, GRPO, 1) if each.split == IN_DOMAIN else (GRPO, DPO, -1)
             claim = f"{_NAMES[better]} is better than {_NAMES[worse]} {each.split.replace('_', ' ')}."
             measure = (
-                f"{_NAMES[better]} minus {_NAMES[worse]} by {outcomes.judge}, mean of "
-                f"{len(outcomes.rewards)} rewards, {each.seeds} seeds; DPO is {each.relative:+.1%} of GRPO"
+                f"{_NAMES[better]} minus {_NAMES[worse]}, mean of {len(outcomes.rewards)} rewards, "
+                f"{each.seeds} seeds; DPO relative to GRPO: {each.relative:+.1%}"
             )
             found.append(Finding(claim, measure, _signed(each.difference, sign)))
     for t in outcomes.transfers:
@@ -178,10 +177,9 @@ def findings(
             found.append(
                 Finding(
                     f"Rewards that pick better out of domain make better policies there by {name}.",
-                    f"Spearman of best-of-{t.n} and {name} out of domain, {len(t.rewards)} rewards, "
-                    f"p = {t.p:.2g}",
+                    f"Spearman of best-of-{t.n} and {name}, {len(t.rewards)} rewards, p = {t.p:.2g}",
                     t.spearman,
-                    percent=False,
+                    t.p,
                 )
             )
     found += scaled
@@ -194,6 +192,7 @@ def findings(
                 f"{least}the share of image tokens saved with {most.n} paths, against the best-of-n that is "
                 "right as often",
                 most.saved,
+                percent=True,
             )
         )
     return tuple(found)

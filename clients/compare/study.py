@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from rewardzoo.clients.compare.summaries import Estimate, Summary
 
+SIGNIFICANT = 0.05
 Verdict = Literal["agrees", "disagrees", "undecided"]
 
 
@@ -75,17 +76,20 @@ class SearchPoint:
 class Finding:
     """A claim, and the statistic that is above 0 where it holds; `measure` says what was computed.
 
-    `percent` says that the statistic is a share.
+    `p` is of the statistic being 0, NaN where the interval alone decides. `percent` says that it is a share.
     """
 
     claim: str
     measure: str
     estimate: Estimate
-    percent: bool = True
+    p: float = math.nan
+    percent: bool = False
 
     @property
     def verdict(self) -> Verdict:
-        """What the interval says; without one, or with 0 in it, nothing is decided."""
+        """What interval and p say; with 0 in the one or a p above 0.05, nothing is decided."""
+        if self.p > SIGNIFICANT:
+            return "undecided"
         if math.isfinite(self.estimate.low) and self.estimate.low > 0:
             return "agrees"
         if math.isfinite(self.estimate.high) and self.estimate.high < 0:

@@ -25,10 +25,10 @@ def lab(
     ] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(help="Mini reward to train on; may be repeated. By default four, trained differently."),
+        typer.Option(help="Mini reward to train on; may be repeated. By default five, trained differently."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each algorithm on each reward.")] = 3,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of GRPO; DPO sees as many images.")] = 24,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of GRPO; DPO sees as many images.")] = 20,
     scaling_seeds: Annotated[
         int, typer.Option(min=0, help="Seeds of the scaling axes; 0 leaves them out.")
     ] = 1,

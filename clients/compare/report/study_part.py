@@ -21,7 +21,7 @@ from rewardzoo.clients.compare.report.view import (
     sentence_of,
     text,
 )
-from rewardzoo.clients.compare.study import MEAN, Finding, ScalingPoint, Study
+from rewardzoo.clients.compare.study import MEAN, SIGNIFICANT, Finding, ScalingPoint, Study
 
 _TONES: Mapping[str, Tone] = {"agrees": "good", "disagrees": "bad", "undecided": ""}
 _PAPER = "arXiv 2505.17017"
@@ -33,7 +33,9 @@ def study(found: Study) -> Section:
     lead = [
         f"The claims of {_PAPER} and of PARM beside what these runs say: {verdicts['agrees']} agree, "
         f"{verdicts['disagrees']} disagree, {verdicts['undecided']} are undecided, which is where the "
-        f"{found.confidence:.0%} interval has 0 in it or there is none. {found.judge} judges all of it.",
+        f"{found.confidence:.0%} interval has 0 in it, there is none, or p is above {SIGNIFICANT}. "
+        f"{found.judge} judges all of it, from 0 to 1; differences are in its scale. Intervals are over "
+        "seeds; where there is one seed, over the images of its evaluations; of a search, over prompts.",
         f"It took {found.minutes:.0f} minutes, and {found.core_minutes:.0f} of all processes together.",
         *(f"Left out: {each}" for each in found.left_out),
     ]
@@ -66,13 +68,13 @@ def _findings(found: Study) -> Table:
 
 
 def _shown(finding: Finding) -> Cell:
-    return estimate(finding.estimate, "+.1%" if finding.percent else "+.2f")
+    return estimate(finding.estimate, "+.1%" if finding.percent else "+.3f")
 
 
 def _versus(found: Study) -> Table:
     rows: dict[str, dict[str, Cell]] = {}
     for each in found.versus:
-        rows.setdefault(each.reward, {})[each.split] = estimate(each.difference, "+.1%")
+        rows.setdefault(each.reward, {})[each.split] = estimate(each.difference, "+.3f")
     splits = list(dict.fromkeys(each.split for each in found.versus))
     ordered = sorted(rows, key=lambda reward: reward == MEAN)
     seeds = max((each.seeds for each in found.versus), default=0)
@@ -157,7 +159,7 @@ def _search(found: Study) -> Iterator[Block]:
         f"{searched} gives up paths without potential; what it draws for a prompt, counted in images, "
         f"against the best of n by {picked} that is right as often. {prompts} prompts a split; the critics' "
         "own time is not counted.",
-        ("split", "paths", "right", f"best of n, {picked}", "drawn", "n as often right", "saved"),
+        ("split", "paths", "right", f"best of n, {picked}", "drawn", "n that is right as often", "saved"),
         rows,
     )
 

@@ -87,6 +87,11 @@ def test_an_interval_that_has_zero_or_is_none_decides_nothing(low: float, high: 
     assert Finding("x", "y", Estimate(0.2, low, high)).verdict == verdict
 
 
+def test_an_order_that_chance_makes_too_often_decides_nothing() -> None:
+    assert Finding("x", "y", Estimate(1.0, 0.2, 1.0), p=0.083).verdict == "undecided"
+    assert Finding("x", "y", Estimate(1.0, 0.2, 1.0), p=0.017).verdict == "agrees"
+
+
 def test_of_one_seed_an_axis_has_the_interval_of_its_evaluations() -> None:
     runs = [
         Scaled("candidates", 4, run("grpo", "a", 0, 0.4, 0.5)),
@@ -100,7 +105,7 @@ def test_of_one_seed_an_axis_has_the_interval_of_its_evaluations() -> None:
     inside = next(f for f in found if "in domain" in f.claim)
     assert inside.estimate.value == pytest.approx(0.2)
     assert inside.estimate.low == pytest.approx(0.2 - 1.96 * 0.5 / 10 * 2**0.5, rel=1e-3)
-    assert "one seed" in inside.measure
+    assert inside.measure == "16 minus 4, one seed"
 
 
 def test_of_several_seeds_an_axis_is_compared_by_pairs() -> None:

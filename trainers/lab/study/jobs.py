@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -86,6 +86,8 @@ def run_jobs(
                 each.ask_to_stop()
             for each in running.values():
                 each.wait()
+                with suppress(RewardZooError):
+                    each.ended()  # what was at its end anyway is done
             stop.end()
 
 

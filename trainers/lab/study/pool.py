@@ -20,6 +20,8 @@ from rewardzoo.clients.compare.store import ScoreStore
 from rewardzoo.clients.compare.study import SearchPoint
 from rewardzoo.clients.compare.tables import by_prompt, codes
 from rewardzoo.local import LocalRewards
+from rewardzoo.trainers.config import load_config
+from rewardzoo.trainers.critic.config import CriticConfig
 from rewardzoo.trainers.lab.exact_reward import ExactReward
 from rewardzoo.trainers.lab.preferences import write_pool
 from rewardzoo.trainers.lab.study.settings import JUDGE, SPLITS, Place
@@ -33,7 +35,6 @@ from rewardzoo.trainers.search import parm_search
 PARM, ORM = "parm:mini", "orm:mini"
 POOL = "pool"
 _FEWEST_PATHS = 4
-_JUDGED_AT = (0.25, 0.375, 0.5, 0.625, 0.75)
 _AT_ONCE = 512
 
 
@@ -76,7 +77,7 @@ def search_pool(place: Place, split: str) -> Path:
     """
     policy = load_policy(place.grpo.policy)
     tokens = policy.tokens_per_image
-    steps = sorted({min(max(1, round(share * tokens)), tokens - 1) for share in _JUDGED_AT})
+    steps = sorted({min(max(1, round(share * tokens)), tokens - 1) for share in judged_at()})
     lines = []
     with closing(LocalRewards([PARM], device="cpu")) as scorer:
         for n in _paths(place.settings.pool_size):
@@ -101,6 +102,11 @@ def search_pool(place: Place, split: str) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(lines))
     return path
+
+
+def judged_at() -> Sequence[float]:
+    """Return at which shares of a picture's tokens PARM learned to judge it."""
+    return load_config(CriticConfig, "lab_parm").data.steps
 
 
 def search_points(place: Place, bootstrap: Bootstrap) -> Iterator[SearchPoint]:

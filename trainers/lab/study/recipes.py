@@ -6,20 +6,21 @@ from collections.abc import Mapping
 
 from rewardzoo.rewards import specs
 
+_RENDERED = "rendered pictures of in-domain prompts"
+_GENERATED = "pictures that the generator made of in-domain prompts"
 RECIPES: Mapping[str, str] = {
-    "imagereward:mini": "ranks two pictures under a prompt; rendered in-domain pairs",
-    "hpsv2:mini": "contrast of pictures and prompts, then preferences; rendered in-domain pairs",
-    "blipvqa:mini": "answers questions about objects and relations; rendered in-domain pairs",
-    "clipscore:mini": "contrast of pictures and prompts; rendered in-domain pairs",
-    "pickscore:mini": "preferences, from clipscore:mini on; rendered in-domain pairs",
-    "orm:mini": "learns whether a picture shows its prompt; the generator's own pictures",
-    "hpsv3:mini": "preferences; the generator's own pictures",
-    "vqascore:mini": "learns whether a picture shows its prompt; the generator's own pictures",
+    "imagereward:mini": f"learned to rank two pictures under a prompt, from {_RENDERED}",
+    "hpsv2:mini": f"learned by contrast and then preferences, from {_RENDERED}",
+    "blipvqa:mini": f"learned to answer questions on objects and relations, from {_RENDERED}",
+    "hpsv3:mini": f"learned to rank two pictures under a prompt, with a language model, from {_RENDERED}",
+    "clipscore:mini": f"learned by contrast, from {_RENDERED}",
+    "vqascore:mini": f"learned to answer whether a picture shows its prompt, from {_RENDERED}",
+    "pickscore:mini": f"learned preferences, beginning at clipscore:mini, from {_RENDERED}",
+    "orm:mini": f"learned to answer whether a picture shows its prompt, from {_GENERATED}",
 }
 """In words, by reward, in the order in which they are chosen."""
-_OF_A_KIND = 2
-_MOST = 4
-_GENERATED = "the generator's own pictures"
+_MOST_GENERATED = 2
+_MOST = 5
 
 
 def shipped() -> set[str]:
@@ -28,13 +29,14 @@ def shipped() -> set[str]:
 
 
 def default_rewards() -> tuple[str, ...]:
-    """Choose four that differ in how they were trained, as far as such are shipped.
+    """Choose five that differ in how they were trained, as far as such are shipped.
 
-    Half of them learned from the generator's own pictures, half from rendered ones.
+    Up to two of them learned from the generator's pictures, the others from rendered ones. Of fewer than
+    five no order is significant.
     """
     there = [name for name in RECIPES if name in shipped()]
-    generated = [name for name in there if _GENERATED in RECIPES[name]][:_OF_A_KIND]
-    rendered = [name for name in there if name not in generated and _GENERATED not in RECIPES[name]]
+    generated = [name for name in there if _GENERATED in RECIPES[name]][:_MOST_GENERATED]
+    rendered = [name for name in there if _RENDERED in RECIPES[name]]
     return (*rendered[: _MOST - len(generated)], *generated)
 
 

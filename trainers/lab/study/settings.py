@@ -29,7 +29,7 @@ class StudySettings(Section):
 
     rewards: tuple[str, ...] = Field(min_length=1)
     seeds: int = Field(default=3, ge=1)
-    steps: int = Field(default=24, ge=1)
+    steps: int = Field(default=20, ge=1)
     scaling_seeds: int = Field(default=1, ge=0)
     evaluation_prompts: int = Field(default=200, ge=2)
     pool_prompts: int = Field(default=100, ge=2)

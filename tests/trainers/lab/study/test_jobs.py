@@ -55,7 +55,7 @@ def test_what_is_done_is_not_done_again_and_what_failed_is(tmp_path: Path) -> No
 
 
 def test_a_signal_is_handed_on_once_and_ends_the_call(tmp_path: Path) -> None:
-    careful = "trap 'echo asked >> order; exit 0' TERM; touch ready; while :; do sleep 0.05; done"
+    careful = "trap 'echo asked >> order; exit 3' TERM; touch ready; while :; do sleep 0.05; done"
     jobs = [job(tmp_path, "a", careful)]
     script = f"while [ ! -e {tmp_path}/ready ]; do sleep 0.05; done; kill -INT {os.getpid()}"
     with subprocess.Popen(["sh", "-c", script]), pytest.raises(StoppedError) as stopped:

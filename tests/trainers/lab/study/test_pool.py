@@ -52,6 +52,7 @@ def test_the_search_is_among_the_paths_of_the_pool(tmp_path: Path, monkeypatch: 
         return judge(image, prompt)
 
     monkeypatch.setattr(pool, "judge", note)
+    monkeypatch.setattr(pool, "judged_at", lambda: [0.5, 0.75])
     monkeypatch.setattr(pool, "LocalRewards", lambda names, device: LocalRewards.of([Brightness()]))
     (line,) = pool.search_pool(place, "in_domain").read_text().splitlines()
     brightest = pictures.mean((1, 2, 3)).reshape(3, SIZE).argmax(1) + SIZE * np.arange(3)
