@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,9 @@ def _name_of(place: str) -> str:
 def _files(folder: Path, names: Mapping[str, str]) -> dict[str, LocalPath]:
     found = {}
     for key, name in names.items():
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder.resolve()):
+        # Not resolved: files of the hub's cache are links out of their folder.
+        path = Path(normpath(folder / name))
+        if not path.is_relative_to(folder):
             raise WeightsError(f"{folder / MANIFEST}: {key} is {name!r}, which is outside of the folder")
         found[key] = LocalPath(str(path))
     return found
