@@ -28,11 +28,11 @@ def lab(
         typer.Option(help="Mini reward to train on; may be repeated. By default five, trained differently."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each algorithm on each reward.")] = 3,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of GRPO; DPO sees as many images.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of GRPO; DPO sees as many images.")] = 30,
     scaling_seeds: Annotated[
         int, typer.Option(min=0, help="Seeds of the scaling axes; 0 leaves them out.")
     ] = 1,
-    evaluation_prompts: Annotated[int, typer.Option(min=2, help="Prompts a split that runs end on.")] = 200,
+    evaluation_prompts: Annotated[int, typer.Option(min=2, help="Prompts a split that runs end on.")] = 300,
     pool_prompts: Annotated[int, typer.Option(min=2, help="Prompts a split to pick images of.")] = 100,
     pool_size: Annotated[int, typer.Option(min=2, help="Images to pick from, a prompt.")] = 16,
     processes: Annotated[int, typer.Option(min=1, help="Processes at a time, of a thread each.")] = 2,

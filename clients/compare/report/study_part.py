@@ -64,7 +64,7 @@ def _findings(found: Study) -> Table:
         )
         for finding in found.findings
     )
-    return Table("What the paper says, and what was found.", ("claim", "here", "", "measured"), rows)
+    return Table("The claims, and what was found of them here.", ("claim", "here", "", "measured"), rows)
 
 
 def _shown(finding: Finding) -> Cell:

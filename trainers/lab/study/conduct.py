@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,19 +66,19 @@ def conduct(
 def jobs_of(place: Place, runs: Sequence[Planned]) -> list[Job]:
     """List the jobs: the pool is sampled and scored, GRPO runs, then DPO's, which need the pool's spreads."""
     scored = list(dict.fromkeys([*place.settings.rewards, place.tuned_for, *([ORM] if _searches() else [])]))
-    sampled = [Job(f"pool/sample-{split}", lambda s=split: _own(place, "sample", s)) for split in SPLITS]
+    sampled = [Job(f"pool/sample-{split}", partial(_own, place, "sample", split)) for split in SPLITS]
     # More rewards are another job, which scores by those alone that have not.
     name = f"pool/score-{zlib.crc32(' '.join(scored).encode()):08x}"
-    score = Job(name, lambda: _own(place, "score", *scored), tuple(job.name for job in sampled))
+    score = Job(name, partial(_own, place, "score", *scored), tuple(job.name for job in sampled))
     trained = [
         Job(
             each.name,
-            lambda each=each: _command(place, each),  # type: ignore[misc]
+            partial(_command, place, each),
             (score.name,) if each.algorithm == "dpo" else (),
         )
         for each in sorted(runs, key=lambda each: each.algorithm == "dpo")
     ]
-    searched = [Job(f"search/{split}", lambda s=split: _own(place, "search", s)) for split in SPLITS]
+    searched = [Job(f"search/{split}", partial(_own, place, "search", split)) for split in SPLITS]
     return [*sampled, score, *trained, *(searched if _searches() else [])]
 
 
@@ -102,9 +102,11 @@ def _gaps(place: Place, reward: str) -> list[str]:
     """Say which pairs are too close, in another reward's scale: as many of its spreads between candidates."""
     pairs = place.dpo.pairs
     of = spreads(pool_store(place), [reward, place.tuned_for])
-    ratio = of[reward] / of[place.tuned_for] if reward != place.tuned_for else 1.0
-    if not math.isfinite(ratio):
-        raise ValueError(f"{reward} or {place.tuned_for} scores all candidates of the pool alike")
+    if alike := [name for name, spread in of.items() if not spread > 0]:
+        raise ValueError(
+            f"{alike[0]} scores all candidates of the pool alike: there is nothing to learn from"
+        )
+    ratio = of[reward] / of[place.tuned_for]
     given = {"pairs.min_gap": pairs.min_gap, "pairs.min_std": pairs.min_std}
     return [f"{name}={value * ratio:.6g}" for name, value in given.items() if value]
 

@@ -14,6 +14,8 @@ CANDIDATES, PROMPTS, ROUNDS = "candidates per prompt", "prompts", "rounds"
 _CANDIDATES = (4, 8, 16)
 _FEW_PROMPTS = 16
 _SAVES = 4
+# Runs are shorter than those that the configurations are made for: at most a fifth of one warms up.
+_WARM_UP = 5
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def _told(place: Place, algorithm: str, reward: str, seed: int) -> tuple[str, ..
         f"run.seed={seed}",
         f"run.steps={steps}",
         f"run.save_every={max(1, steps // _SAVES)}",
+        f"optimizer.warmup_steps={min(config.optimizer.warmup_steps, steps // _WARM_UP)}",
         "run.keep=1",
         f"run.grid_every={steps}",
         "run.threads=1",

@@ -30,12 +30,11 @@ def place(tmp_path: Path) -> Place:
         "prompts.count=4096",
     )
     # The lengths that ship may change; these are a round a step.
-    lengths = ("pairs.rounds=110", "dpo.beta=0.1")
+    lengths = ("run.steps=110", "pairs.rounds=110")
     begun = begin(
         tmp_path / "study", StudySettings(rewards=REWARDS, steps=32, overrides=(*sizes_of, *lengths))
     )
-    run = begun.dpo.run.model_copy(update={"steps": 110})
-    return Place(begun.folder, begun.settings, begun.grpo, begun.dpo.model_copy(update={"run": run}))
+    return begun
 
 
 def configs(place: Place) -> dict[str, GRPOConfig | DPOConfig]:
@@ -108,7 +107,7 @@ def test_a_study_goes_on_with_what_it_began_with(tmp_path: Path) -> None:
     assert begin(tmp_path, settings).grpo.optimizer.lr == 0.25
     more = settings.model_copy(update={"seeds": 4, "rewards": REWARDS})
     assert begin(tmp_path, more).settings == open_place(tmp_path).settings == more
-    with pytest.raises(ValueError, match="begun with steps 20, now 2: go on in the same words"):
+    with pytest.raises(ValueError, match="begun with steps 30, now 2: go on in the same words"):
         begin(tmp_path, settings.model_copy(update={"steps": 2}))
 
 
