@@ -31,10 +31,9 @@ def place(tmp_path: Path) -> Place:
     )
     # The lengths that ship may change; these are a round a step.
     lengths = ("run.steps=110", "pairs.rounds=110")
-    begun = begin(
+    return begin(
         tmp_path / "study", StudySettings(rewards=REWARDS, steps=32, overrides=(*sizes_of, *lengths))
     )
-    return begun
 
 
 def configs(place: Place) -> dict[str, GRPOConfig | DPOConfig]:
