@@ -32,7 +32,7 @@ def lab(
     scaling_seeds: Annotated[
         int, typer.Option(min=0, help="Seeds of the scaling axes; 0 leaves them out.")
     ] = 1,
-    evaluation_prompts: Annotated[int, typer.Option(min=2, help="Prompts a split that runs end on.")] = 300,
+    evaluation_prompts: Annotated[int, typer.Option(min=2, help="Prompts a split that runs end on.")] = 200,
     pool_prompts: Annotated[int, typer.Option(min=2, help="Prompts a split to pick images of.")] = 100,
     pool_size: Annotated[int, typer.Option(min=2, help="Images to pick from, a prompt.")] = 16,
     processes: Annotated[int, typer.Option(min=1, help="Processes at a time, of a thread each.")] = 2,

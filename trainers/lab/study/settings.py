@@ -31,7 +31,7 @@ class StudySettings(Section):
     seeds: int = Field(default=3, ge=1)
     steps: int = Field(default=30, ge=1)
     scaling_seeds: int = Field(default=1, ge=0)
-    evaluation_prompts: int = Field(default=300, ge=2)
+    evaluation_prompts: int = Field(default=200, ge=2)
     pool_prompts: int = Field(default=100, ge=2)
     pool_size: int = Field(default=16, ge=2)
     overrides: tuple[str, ...] = ()
