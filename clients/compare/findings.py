@@ -143,13 +143,16 @@ def _largest(
     gaps = [by_value[most][seed].gain.final - by_value[least][seed].gain.final for seed in sorted(shared)]
     both = {place: by_value[value][seed] for place, (value, seed) in enumerate(_places(least, most, shared))}
     found = _estimate(gaps, both, images, confidence, runs=2) if gaps else Estimate(math.nan)
-    seeds = f"{len(gaps)} seeds" if len(gaps) > 1 else "one seed"
     where = split.replace("_", " ")
     return Finding(
         f"More {axis} help {_NAMES.get(algorithm, algorithm)} {where}.",
-        f"{most:,} minus {least:,}, {seeds}",
+        f"{most:,} minus {least:,}, {_seeds(len(gaps))}",
         found,
     )
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"
 
 
 def _places(least: int, most: int, seeds: set[int]) -> Iterator[tuple[int, int]]:
@@ -168,7 +171,7 @@ def findings(
             claim = f"{_NAMES[better]} is better than {_NAMES[worse]} {each.split.replace('_', ' ')}."
             measure = (
                 f"{_NAMES[better]} minus {_NAMES[worse]}, mean of {len(outcomes.rewards)} rewards, "
-                f"{each.seeds} seeds; DPO relative to GRPO: {each.relative:+.1%}"
+                f"{_seeds(each.seeds)}; DPO relative to GRPO: {each.relative:+.1%}"
             )
             found.append(Finding(claim, measure, _signed(each.difference, sign)))
     for t in outcomes.transfers:

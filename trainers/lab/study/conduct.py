@@ -152,7 +152,7 @@ def _study(
     if not search:
         absent = sorted({PARM, ORM} - shipped())
         left_out.append(
-            f"PARM's search against the best of n by ORM: {' and '.join(absent)} is not in the package."
+            f"PARM's search against the best of n by ORM: the package has no {' and no '.join(absent)}."
         )
     if not points:
         left_out.append("The scaling axes: the command said --scaling-seeds 0.")

@@ -90,7 +90,7 @@ def test_runs_become_a_report_that_says_what_holds(tmp_path: Path, monkeypatch: 
     assert (first.claim, first.verdict) == ("DPO is better than GRPO in domain.", "agrees")
     assert first.estimate.value == pytest.approx(0.2)
     assert (second.claim, second.verdict) == ("GRPO is better than DPO out of domain.", "undecided")
-    assert any("parm:mini is not in the package" in each for each in study.left_out)
+    assert any("the package has no parm:mini." in each for each in study.left_out)
     # The runs that the algorithms are compared by are a value of each axis.
     place = open_place(tmp_path)
     values = {p.value for p in study.scaling if (p.axis, p.algorithm) == ("candidates per prompt", "grpo")}
