@@ -200,7 +200,7 @@ def test_a_bad_line_of_pairs_is_named(published: Path) -> None:
     lines = (published / "dpo.jsonl").read_text().splitlines()
     for line, message in (
         ("{", "not JSON"),
-        ('{"prompt": "a", "chosen": "b"}', "no text in column chosen or"),
+        ('{"prompt": "a", "chosen": "b"}', "no text in column rejected"),
     ):
         (published / "bad.jsonl").write_text("\n".join([*lines[:2], line]))
         with pytest.raises(ValueError, match=rf"bad\.jsonl, line 3: {message}"):
