@@ -46,8 +46,8 @@ class PolicySection(Section):
     `dtype` is that of the weights in memory; `mixed_precision: bf16` computes in bfloat16 over float32
     weights, which keeps updates that bfloat16 weights would round away at small learning rates. Without
     `train_head` the language model alone is trained, and what reads and writes image tokens stays as it is.
-    `attention` is `transformers`' `attn_implementation` (`flash_attention_2`, `sdpa`, `eager`), by default the
-    best that is installed.
+    `attention` is `transformers`' `attn_implementation` (`flash_attention_2`, `sdpa`, `eager`), by default
+    the best that is installed.
     """
 
     name_or_path: str
