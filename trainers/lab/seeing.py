@@ -36,7 +36,8 @@ class SceneProbe(nn.Module):
         """Cross-entropy of cells and counts, squared error of places: patches (B, G*G, D), pooled (B, E)."""
         there = batch.counts > 0
         places = self.centers(pooled).view(*there.shape, 2)[there] - batch.centers[there]
-        return self.contents(patches, pooled, batch) + 10 * places.square().sum(-1).mean()
+        loss: Tensor = self.contents(patches, pooled, batch) + 10 * places.square().sum(-1).mean()
+        return loss
 
     def contents(self, patches: Tensor, pooled: Tensor, batch: Layouts) -> Tensor:
         """The same without the places, of an encoder whose pooled image knows none."""
