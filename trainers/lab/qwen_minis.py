@@ -65,7 +65,8 @@ def build(folder: Path) -> VisionLanguageModel:
     tokenizer = qwen_tokenizer()
     names = ("image", "video", "vision_start", "vision_end")
     marks = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-    tokens = tokenizer.convert_tokens_to_ids(list(marks))
+    tokens: Any = tokenizer.convert_tokens_to_ids(list(marks))
+    marked: Any = {f"{name}_token_id": token for name, token in zip(names, tokens, strict=True)}
     text = {
         **TEXT,
         "vocab_size": len(tokenizer),
@@ -77,7 +78,7 @@ def build(folder: Path) -> VisionLanguageModel:
         text_config=text,
         vision_config=dict(VISION),
         tie_word_embeddings=True,
-        **{f"{name}_token_id": token for name, token in zip(names, tokens, strict=True)},
+        **marked,
     )
     pixels = {"shortest_edge": SIZE * SIZE, "longest_edge": SIZE * SIZE}
     processor: Any = Qwen2VLImageProcessorPil(patch_size=SIZE // GRID, merge_size=MERGED, size=pixels)
@@ -177,7 +178,8 @@ def train_hpsv3(out: Path, steps: int, pairs: int, seed: int) -> None:
 def write_base(folder: Path) -> None:
     """Write the Qwen2-VL in `hpsv3:mini` as `transformers` does, for `orm` and `parm` to start from."""
     vlm = cast(RatedVLM, rewardzoo.rewards.load("hpsv3:mini", device="cpu").net).vlm
-    vlm.model.lm_head = nn.Linear(*reversed(vlm.model.get_input_embeddings().weight.shape), bias=False)
+    words, width = vlm.model.get_input_embeddings().weight.shape
+    vlm.model.lm_head = nn.Linear(width, words, bias=False)
     vlm.model.tie_weights()
     for part in (vlm.model, vlm.tokenizer, vlm.images.processor):
         part.save_pretrained(folder)
