@@ -187,7 +187,7 @@ class Fit:
     def _take_best(self) -> None:
         """Put the weights that validated best back."""
         if self._best_path.exists():
-            self.task.load_state_dict(load_file(self._best_path, device=str(self.accelerator.device)))
+            self.task.load_state_dict(load_file(self._best_path))
         self.model.eval()
 
     @property
