@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from rewardzoo.rewards._critic import Critic, Question
-from rewardzoo.rewards._yesno import yes_or_no
 from rewardzoo.trainers.critic.records import answer_of
 
 NOTHING = -100
@@ -55,17 +54,18 @@ def answer_loss(critic: Critic, inputs: Mapping[str, Tensor]) -> Tensor:
     return (losses * counted).sum(1) / counted.sum(1)
 
 
-def said_yes(critic: Critic, inputs: Mapping[str, Tensor]) -> Tensor:
-    """P(yes) (B,) where the label of each row is, at temperature 1: the number that serving returns.
+def log_odds(critic: Critic, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Log-odds of yes against no (B,) where the label of each row is, which serving turns into its score.
 
-    A reflection's is that of its first word.
+    A reflection's are those of its first word.
     """
     logits = critic.vlm.logits_at(inputs)
     first = (inputs["targets"] != NOTHING).int().argmax(1)  # where a row's answers begin
     rows = torch.arange(len(logits), device=logits.device)
     last = torch.full_like(first, logits.shape[1] - 1)
     at = torch.where(inputs["yes"].isnan(), first, last)
-    return yes_or_no(logits[rows, at], critic.yes, critic.no)
+    answered = logits[rows, at]
+    return answered[:, critic.yes] - answered[:, critic.no]
 
 
 def _with_answer(critic: Critic, row: Mapping[str, Any]) -> tuple[Question, list[int]]:

@@ -158,13 +158,14 @@ def _records(
         yield record(finished[i], i, "selection", float(labels[i]), total)
         if data.reflections:
             yield record(finished[i], i, "reflection", float(labels[i]), total)
+    shown = [i for i in kept if places[i][1] < (data.unfinished_per_prompt or copies)]
     for share in data.steps:
         count = max(1, round(share * total))
         clear = data.is_clear(share)
-        if clear is None or not kept:
+        if clear is None or not shown:
             continue
-        unfinished = decode_partial(policy, tokens[torch.tensor(kept)], count)
-        for pixels, i in zip(unfinished, kept, strict=True):
+        unfinished = decode_partial(policy, tokens[torch.tensor(shown)], count)
+        for pixels, i in zip(unfinished, shown, strict=True):
             yield record(pixels, i, "clarity", float(clear), count)
             if clear:
                 yield record(pixels, i, "potential", float(labels[i]), count)

@@ -34,9 +34,10 @@ class DataSection(Section):
     """Which pictures are made, and what is asked about them.
 
     `steps` are shares of a picture's tokens at which it is shown unfinished; none for an outcome reward
-    model. From `clear_from` on it is called clear, below `unclear_below` not, between neither. `reflections`
-    adds what is wrong in words, where the judge says so. `folder` may hold data that was made elsewhere:
-    `policy`, `judge` and `train` are left out then, and `held_out` names splits, without a source.
+    model. From `clear_from` on it is called clear, below `unclear_below` not, between neither.
+    `unfinished_per_prompt` is of how many of a prompt's pictures, by default all. `reflections` adds what is
+    wrong in words, where the judge says so. `folder` may hold data that was made elsewhere: `policy`,
+    `judge` and `train` are left out then, and `held_out` names splits, without a source.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class DataSection(Section):
     steps: list[float] = Field(default=[])
     clear_from: float = Field(default=11 / 18, gt=0, le=1)
     unclear_below: float = Field(default=10 / 18, ge=0, le=1)
+    unfinished_per_prompt: int | None = Field(default=None, ge=1)
     reflections: bool = False
     seed: int = Field(default=0, ge=0)
 

@@ -100,7 +100,7 @@ class Fit:
                     f"run.out: {run.out} holds a training: say run.resume=auto, or another folder"
                 )
             self.accelerator.load_state(str(newest))
-        began, first = time.monotonic(), self.step
+        began, computed, first = time.monotonic(), time.process_time(), self.step
         if run.trackers:
             self.accelerator.init_trackers(run.project)
         with self._progress() as bar:
@@ -123,6 +123,7 @@ class Fit:
             "steps": self.step,
             "validation_loss": self.best,
             "seconds": time.monotonic() - began,
+            "cpu_seconds": time.process_time() - computed,
             "steps_now": self.step - first,
         }
 

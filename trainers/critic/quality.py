@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, logit
+from scipy.special import expit
 from scipy.stats import mannwhitneyu
 
 Floats = NDArray[np.float64]
@@ -17,7 +17,6 @@ Labels = NDArray[np.bool_]
 
 BINS = 15
 """Of confidence, as Guo et al. (arXiv 1706.04599) use."""
-_LEAST = 1e-6  # probabilities are kept so far from 0 and 1 before their logit is taken
 
 
 @dataclass(frozen=True)
@@ -84,23 +83,22 @@ def calibration_error(p_yes: Floats, labels: Labels, bins: int = BINS) -> float:
     return float((np.abs(said - true) * count).sum() / count.sum())
 
 
-def fit_temperature(p_yes: Floats, labels: Labels) -> float:
-    """The temperature by which the logits of P(yes) are divided to make the labels likeliest.
+def fit_temperature(log_odds: Floats, labels: Labels) -> float:
+    """The temperature by which log-odds of yes (N,) are divided to make the labels likeliest.
 
     Source: Guo et al., "On calibration of modern neural networks" (arXiv 1706.04599), sec. 4.2. 1.0 where all
     labels are one: nothing can be told then.
     """
     if labels.all() or not labels.any():
         return 1.0
-    logits = logit(np.clip(p_yes, _LEAST, 1 - _LEAST))
 
     def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
+        scaled = log_odds / np.exp(log_temperature)
         return float(np.where(labels, np.logaddexp(0, -scaled), np.logaddexp(0, scaled)).mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
 
 
-def at_temperature(p_yes: Floats, temperature: float) -> Floats:
-    """P(yes) when its logits are divided by `temperature`."""
-    return np.asarray(expit(logit(np.clip(p_yes, _LEAST, 1 - _LEAST)) / temperature))
+def at_temperature(log_odds: Floats, temperature: float | Floats) -> Floats:
+    """P(yes) of log-odds (N,) that are divided by `temperature`, one of all or one each."""
+    return np.asarray(expit(log_odds / temperature))

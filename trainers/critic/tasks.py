@@ -18,7 +18,7 @@ from rewardzoo.rewards import RewardModel, load
 from rewardzoo.rewards._critic import Critic
 from rewardzoo.rewards._trained import write_variant
 from rewardzoo.rewards._weights import locate
-from rewardzoo.trainers.critic.answers import answer_loss, collate, said_yes
+from rewardzoo.trainers.critic.answers import answer_loss, collate, log_odds
 from rewardzoo.trainers.critic.config import ModelSection
 from rewardzoo.trainers.critic.preference import bradley_terry_loss
 from rewardzoo.trainers.critic.records import balanced, pairs_of
@@ -32,13 +32,15 @@ MODEL = "model"
 class Note:
     """What is known of a row without its pictures.
 
-    `group` is what it asks; by that, and by `category`, quality is told apart.
+    `group` is what it asks; by that, and by `category`, quality is told apart. `picture` names the finished
+    picture.
     """
 
     prompt: str
     label: float
     group: str
     category: str = ""
+    picture: str = ""
 
 
 class Rows(Sequence[Any]):
@@ -62,7 +64,7 @@ class Task(nn.Module, ABC):
     """A reward that is being taught. A module whose `forward` is the loss, so that DDP and FSDP can wrap it.
 
     A row is whatever `rows` made of a data set; `forward` gives the loss of each of B rows (B,), `predict`
-    two numbers a row: what was said, and what would have been right.
+    what is said of each.
     """
 
     def __init__(self, reward: RewardModel) -> None:
@@ -80,7 +82,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Probabilities of yes, or that the first is better: (B,) in [0, 1]."""
+        """Log-odds (B,) of yes, or that the first is better."""
 
     @abstractmethod
     def save(self, folder: Path, temperatures: Mapping[str, float], weights_license: str) -> None:
@@ -110,7 +112,8 @@ class Answers(Task):
 
     def rows(self, data: Any, *, seed: int | None) -> Rows:
         """Pick the stages that are taught; as many of yes as of no at each step."""
-        columns = data.select_columns(["prompt", "label", "stage", "step", "steps", "category"])[:]
+        known = ["prompt", "label", "stage", "step", "steps", "category", "picture"]
+        columns = data.select_columns(known)[:]
         notes = [_note(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
         wanted = [i for i, note in enumerate(notes) if note.group in self.stages]
         if seed is not None:
@@ -133,8 +136,8 @@ class Answers(Task):
         return answer_loss(self.critic, inputs)
 
     def predict(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """P(yes)."""
-        return said_yes(self.critic, inputs)
+        """Log-odds of yes."""
+        return log_odds(self.critic, inputs)
 
     def save(self, folder: Path, temperatures: Mapping[str, float], weights_license: str) -> None:
         """Write it as `transformers` does, tokenizer and preprocessor beside."""
@@ -198,9 +201,9 @@ class Preference(Task):
         return bradley_terry_loss(first, second, inputs["preference"], scale=self.scale)
 
     def predict(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Chance that the first is better."""
+        """Log-odds that the first is better."""
         first, second = self._scores(inputs)
-        return torch.sigmoid(self.scale * (first - second))
+        return self.scale * (first - second)
 
     def _scores(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         first, second = self.reward.forward(inputs).float().chunk(2)
@@ -229,9 +232,9 @@ class Preference(Task):
         )
 
 
-def _note(prompt: str, label: float, stage: str, step: int, steps: int, category: str) -> Note:
+def _note(prompt: str, label: float, stage: str, step: int, steps: int, category: str, picture: str) -> Note:
     where = f"{step}/{steps}" if step < steps else category or "right"
-    return Note(prompt, label, stage, where)
+    return Note(prompt, label, stage, where, picture)
 
 
 def make_task(model: ModelSection) -> Task:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from rewardzoo.trainers.critic.quality import (
     measure,
 )
 from rewardzoo.trainers.critic.records import contact_sheet, read
-from rewardzoo.trainers.critic.tasks import MODEL, Rows, make_task
+from rewardzoo.trainers.critic.tasks import MODEL, Note, Rows, make_task
 from rewardzoo.trainers.policies.loading import load_policy
 from rewardzoo.trainers.prompts import load_prompts
 
@@ -41,12 +41,17 @@ _ALL = "all"
 
 @dataclass(frozen=True)
 class Measured:
-    """What was said of a split's rows at the temperatures that were fitted, and how good it is by question
-    and category."""
+    """P(yes) of a split's rows at the temperatures that were fitted, what is known of the rows, and how good
+    it is by question and category."""
 
     p: Floats
-    labels: Labels
+    notes: Sequence[Note]
     quality: Mapping[str, Quality]
+
+    @property
+    def labels(self) -> Labels:
+        """What would have been right."""
+        return _labels(self.notes)
 
 
 def train(config: CriticConfig) -> Path:
@@ -68,11 +73,11 @@ def train(config: CriticConfig) -> Path:
     learned, validated = split_by_prompt(data, config.run.validation_share)
     fit = Fit(config, task, learned, validated)
     said = fit.run()
-    temperatures, validation = _calibrated(fit, validated)
-    splits = {"validation": validation}
+    asked = {"validation": _asked(fit, validated)}
     for name in config.data.held_out:
-        rows = fit.task.rows(read(config.data.folder, name), seed=None)
-        splits[name] = _measured(fit, rows, temperatures)
+        asked[name] = _asked(fit, fit.task.rows(read(config.data.folder, name), seed=None))
+    temperatures = _temperatures(*asked["validation"])
+    splits = {name: _measured(*each, temperatures) for name, each in asked.items()}
     if fit.accelerator.is_main_process:
         out = config.run.out
         fit.task.save(out, temperatures, config.model.weights_license)
@@ -88,6 +93,7 @@ def train(config: CriticConfig) -> Path:
             },
         }
         (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+        _write_predictions(out / "predictions.jsonl", splits)
         write_card(config, fit.task.reward.spec, found, {n: (s.p, s.labels) for n, s in splits.items()})
     fit.accelerator.wait_for_everyone()
     return config.run.out
@@ -130,38 +136,46 @@ def split_by_prompt(rows: Rows, share: float) -> tuple[Rows, Rows]:
     return rest, validation
 
 
-def _calibrated(fit: Fit, rows: Rows) -> tuple[dict[str, float], Measured]:
-    """Fit a temperature to each question on the validation rows."""
-    p, labels, groups, _ = _said(fit, rows)
-    temperatures = {
-        str(group): fit_temperature(p[groups == group], labels[groups == group])
+def _asked(fit: Fit, rows: Rows) -> tuple[Floats, Sequence[Note]]:
+    """Log-odds and notes of the rows whose label is not a tie."""
+    kept = rows.select([i for i, note in enumerate(rows.notes) if note.label != 0.5])
+    return np.array(fit.predict(kept)[0]), kept.notes
+
+
+def _temperatures(log_odds: Floats, notes: Sequence[Note]) -> dict[str, float]:
+    """Fit a temperature to each question."""
+    labels, groups = _labels(notes), _groups(notes)
+    return {
+        str(group): fit_temperature(log_odds[groups == group], labels[groups == group])
         for group in np.unique(groups)
         if group in ("selection", "clarity", "potential")
     }
-    return temperatures, _measured(fit, rows, temperatures)
 
 
-def _measured(fit: Fit, rows: Rows, temperatures: Mapping[str, float]) -> Measured:
-    p, labels, groups, categories = _said(fit, rows)
-    for group in np.unique(groups):
-        at = groups == group
-        p[at] = at_temperature(p[at], temperatures.get(str(group), 1.0))
+def _measured(log_odds: Floats, notes: Sequence[Note], temperatures: Mapping[str, float]) -> Measured:
+    labels, groups = _labels(notes), _groups(notes)
+    categories = np.array([note.category for note in notes])
+    p = at_temperature(log_odds, np.array([temperatures.get(note.group, 1.0) for note in notes]))
     quality = {_ALL: measure(p, labels)}
     for group in np.unique(groups):
         at = groups == group
         quality[str(group)] = measure(p[at], labels[at])
         named = by_category(p[at], labels[at], categories[at].tolist())
         quality |= {f"{group}: {name}": each for name, each in named.items() if name}
-    return Measured(p, labels, quality)
+    return Measured(p, notes, quality)
 
 
-def _said(fit: Fit, rows: Rows) -> tuple[Floats, Any, Any, Any]:
-    """P(yes), labels, questions and categories of the rows whose label is not a tie."""
-    kept = [i for i, note in enumerate(rows.notes) if note.label != 0.5]
-    notes = [rows.notes[i] for i in kept]
-    return (
-        np.array(fit.predict(rows.select(kept))[0]),
-        np.array([note.label > 0.5 for note in notes]),
-        np.array([note.group for note in notes]),
-        np.array([note.category for note in notes]),
-    )
+def _labels(notes: Sequence[Note]) -> Labels:
+    return np.array([note.label > 0.5 for note in notes])
+
+
+def _groups(notes: Sequence[Note]) -> Any:
+    return np.array([note.group for note in notes])
+
+
+def _write_predictions(path: Path, splits: Mapping[str, Measured]) -> None:
+    """Write a JSON line a row: what was said of it in this process, and what is known of it."""
+    with path.open("w", encoding="utf-8") as file:
+        for name, split in splits.items():
+            for p, note in zip(split.p.tolist(), split.notes, strict=True):
+                file.write(json.dumps({"split": name, "p_yes": p, **asdict(note)}) + "\n")

@@ -100,6 +100,15 @@ def test_unfinished_pictures_have_the_label_of_what_they_become_and_clarity_that
         assert row["reason"] == "odd"
 
 
+def test_unfinished_pictures_can_be_those_of_some_of_a_prompts_pictures(tmp_path, judge):
+    counts = Counter(
+        (row["step"], row["picture"].split("-")[-1])
+        for row in read(build(tmp_path, judge, unfinished_per_prompt=2), "train")
+    )
+    assert {copy for step, copy in counts if step == 16} == {"0", "1", "2", "3"}
+    assert {copy for step, copy in counts if step == 12} == {"0", "1"}
+
+
 def test_a_build_that_was_killed_goes_on_to_the_same_data(tmp_path, judge):
     whole = digest(build(tmp_path / "whole", judge))
     cut = build(tmp_path / "cut", judge)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.special import logit
 
 from rewardzoo.trainers.critic.quality import (
     at_temperature,
@@ -26,7 +27,7 @@ def test_ties_count_half_in_the_auc() -> None:
 def test_where_all_labels_are_one_there_is_no_auc_and_no_temperature() -> None:
     p, labels = np.array([0.3, 0.8]), np.array([True, True])
     assert np.isnan(measure(p, labels).auc)
-    assert fit_temperature(p, labels) == 1.0
+    assert fit_temperature(np.array([-1.0, 2.0]), labels) == 1.0
 
 
 def test_calibration_error_is_the_mean_distance_of_said_and_true() -> None:
@@ -45,10 +46,10 @@ def test_the_temperature_that_made_answers_too_sure_is_found_and_undone() -> Non
     rng = np.random.default_rng(0)
     honest = rng.uniform(0.02, 0.98, 20_000)
     labels = rng.uniform(size=20_000) < honest
-    too_sure = at_temperature(honest, 1 / 3)
+    too_sure = 3 * logit(honest)
     found = fit_temperature(too_sure, labels)
     assert found == pytest.approx(3, rel=0.05)
-    assert calibration_error(too_sure, labels) > 0.1
+    assert calibration_error(at_temperature(too_sure, 1), labels) > 0.1
     assert calibration_error(at_temperature(too_sure, found), labels) < 0.02
 
 

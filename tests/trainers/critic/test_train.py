@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.serving.harness import running, zoo
+from rewardzoo import RewardClient
 from rewardzoo.cli.parity import FIXTURES
 from rewardzoo.rewards import load, resolve
 from rewardzoo.rewards._critic import Critic
@@ -93,12 +95,30 @@ def test_a_critic_learns_is_written_and_scores_as_it_did_in_training(data, tmp_p
     rows = [row for row in read(data, "in_domain") if row["stage"] == "selection"]
     images = [np.asarray(row["image"]) for row in rows]
     scores = served.score(images, [row["prompt"] for row in rows], [{"stage": "selection"}] * len(rows))
+    said = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    in_training = [r["p_yes"] for r in said if (r["split"], r["group"]) == ("in_domain", "selection")]
+    assert scores == pytest.approx(in_training, abs=1e-6)
     right = np.mean([(s >= 0.5) == (row["label"] == 1) for s, row in zip(scores, rows, strict=True)])
     assert right == found["quality"]["in_domain"]["selection"]["accuracy"]
     card = (out / "README.md").read_text()
     assert "| in_domain | selection | 16 |" in card
     assert served.provenance()["weights_sha256"] in card
     assert Image.open(out / "reliability.png").size[0] > 300
+
+
+@pytest.mark.slow
+def test_a_served_process_gives_the_scores_that_the_training_process_gave(data, tmp_path, parm_base) -> None:
+    out = train(config(data, tmp_path / "run", parm_base, stages=["selection", "clarity", "potential"]))
+    lines = (out / "predictions.jsonl").read_text().splitlines()
+    said = [row for row in map(json.loads, lines) if row["split"] == "in_domain"]
+    rows = list(read(data, "in_domain"))
+    images = [np.asarray(row["image"]) for row in rows]
+    notes = [{"stage": "selection" if row["stage"] == "selection" else "potential"} for row in rows]
+    with running(zoo(f"parm:{out}")) as server, RewardClient(server.url) as client:
+        result = client.score_result(images, [row["prompt"] for row in rows], metadata=notes)
+    scores = [details[row["stage"]] for details, row in zip(result.details, rows, strict=True)]
+    assert scores == pytest.approx([row["p_yes"] for row in said], abs=1e-6)
+    assert len({round(score, 6) for score in scores}) > 10
 
 
 def test_a_critic_keeps_the_scores_that_its_base_had_in_another_format(tmp_path) -> None:
