@@ -233,6 +233,8 @@ def _in_folder(folder: Path, source: Source, *, is_checkpoint: bool) -> Path:
         return path
     if not is_checkpoint:
         return _fetch(source)
+    if isinstance(source, PackagedFile) and not path.suffix:  # the checkpoint is a folder: this one
+        return folder
     if not isinstance(source, HubFolder):
         raise WeightsError(f"weights={str(folder)!r}: there is no {path.name} in that folder")
     if lacks := _lacks(folder, source):

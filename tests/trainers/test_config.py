@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rewardzoo.trainers.config import CONFIGS, ConfigError, dump, load_config
+from rewardzoo.trainers.critic.config import CriticConfig
 from rewardzoo.trainers.grpo import GRPOConfig
 
 
@@ -87,3 +88,9 @@ def test_what_is_written_down_of_a_run_reads_back_the_same(configured, tmp_path:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*_grpo.yaml")), ids=lambda path: path.stem)
 def test_the_configurations_that_ship_are_valid(path: Path) -> None:
     assert load_config(GRPOConfig, path.stem).run.steps > 0
+
+
+def test_the_labs_critics_learn_from_the_same_data() -> None:
+    orm, parm = (load_config(CriticConfig, f"lab_{name}") for name in ("orm", "parm"))
+    assert orm.data == parm.data  # so that pictures are made once
+    assert parm.model.weights == orm.run.out / "model"
