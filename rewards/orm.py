@@ -28,7 +28,7 @@ from rewardzoo.rewards._critic import (
     imagegen_cot,
 )
 from rewardzoo.rewards._model import Batch, Outcome, Score
-from rewardzoo.rewards._spec import HubFolder, RewardSpec, Variant
+from rewardzoo.rewards._spec import HubFolder, PackagedFile, RewardSpec, Variant
 from rewardzoo.rewards._vlm import MAX_BATCH_TOKENS, Turn
 from rewardzoo.rewards._yesno import Sampler
 
@@ -38,6 +38,7 @@ _T2I_R1_FILES = {"checkpoint": HubFolder("CaraJ/ORM-T2I-R1", "main", PATTERNS)}
 _COT_FILES = {"checkpoint": imagegen_cot("orm_ft")}
 _BASE_FILES = {"checkpoint": LLAVA_ONEVISION}
 _COT_CONFIG: Mapping[str, object] = {"folder": "orm_ft"}
+_MINI_CONFIG: Mapping[str, object] = {"temperatures": {"selection": 1.696}}  # of its training's reward.json
 
 
 class ORM(Critic):
@@ -56,6 +57,7 @@ class ORM(Critic):
             Variant("imagegen-cot-sampled", _COT, _COT_FILES, "unknown", _COT_CONFIG, quirk=True),
             Variant("t2i-r1", PLAIN, _T2I_R1_FILES, "CC-BY-NC-4.0"),
             Variant("t2i-r1-sampled", _T2I_R1, _T2I_R1_FILES, "CC-BY-NC-4.0", quirk=True),
+            Variant("mini", PLAIN, {"checkpoint": PackagedFile("minis/orm")}, "Apache-2.0", _MINI_CONFIG),
         ),
         max_batch=16,
         max_batch_cost=MAX_BATCH_TOKENS,
