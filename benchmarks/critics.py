@@ -187,7 +187,11 @@ def served(folder: Path, client: RewardClient) -> dict[str, Any]:
             )
             scores = result.scores if kind == "orm" else [details[group] for details in result.details]
             gaps = np.abs(np.array(scores, float) - [row["p_yes"] for row in asked])
-            found[f"{kind}: {group}"] = {"rows": len(asked), "largest_difference": float(gaps.max())}
+            found[f"{kind}: {group}"] = {
+                "rows": len(asked),
+                "largest_difference": float(gaps.max()),
+                "within_1e-6": float((gaps <= 1e-6).mean()),
+            }
     return found
 
 
