@@ -29,13 +29,16 @@ from rewardzoo.errors import ItemError
 from rewardzoo.rewards._critic import Critic, Question, alignment_question, imagegen_cot
 from rewardzoo.rewards._model import Batch, Outcome, Picture, Score
 from rewardzoo.rewards._reflection import Reflection, from_details, reflection_question
-from rewardzoo.rewards._spec import RewardSpec, Variant
+from rewardzoo.rewards._spec import PackagedFile, RewardSpec, Variant
 from rewardzoo.rewards._vlm import MAX_BATCH_TOKENS, Turn
 from rewardzoo.rewards._yesno import Sampler
 
 PLAIN, _SAMPLED = "parm/yes-no", "parm/imagegen-cot-sampled"
 _FILES = {"checkpoint": imagegen_cot("parm")}
 _CONFIG: Mapping[str, object] = {"folder": "parm"}
+_MINI_CONFIG: Mapping[str, object] = {  # of its training's reward.json
+    "temperatures": {"clarity": 1.044, "potential": 1.414, "selection": 1.415}
+}
 _STAGES = ("potential", "selection", "reflection")
 _REASON_TOKENS = 128
 
@@ -52,6 +55,7 @@ class PARM(Critic):
         variants=(
             Variant("imagegen-cot", PLAIN, _FILES, "unknown", _CONFIG),
             Variant("imagegen-cot-sampled", _SAMPLED, _FILES, "unknown", _CONFIG, quirk=True),
+            Variant("mini", PLAIN, {"checkpoint": PackagedFile("minis/parm")}, "Apache-2.0", _MINI_CONFIG),
         ),
         max_batch=16,
         max_batch_cost=MAX_BATCH_TOKENS,

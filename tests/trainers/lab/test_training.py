@@ -19,7 +19,7 @@ SCORES = torch.tensor([[[3.0, 1.0], [2.0, 5.0]]])  # both prompts of one pair pr
 
 def test_every_mini_of_the_zoo_has_a_schedule() -> None:
     minis = {spec.name for spec in specs() if any(v.is_mini for v in spec.variants)}
-    assert minis - {"orm"} == set(train_minis.SCHEDULES)  # that comes from `critic_minis`
+    assert minis - {"orm", "parm"} == set(train_minis.SCHEDULES)  # those two come from `critic_minis`
 
 
 def test_a_name_without_a_mini_is_refused_with_those_that_have_one(tmp_path) -> None:
