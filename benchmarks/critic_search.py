@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rewardzoo import RewardClient
 from rewardzoo.clients.compare.best_of_n import expected_picks
+from rewardzoo.clients.compare.search_saving import equal_n
 from rewardzoo.clients.compare.statistics import Bootstrap
 from rewardzoo.trainers.config import PromptsSection, load_config
 from rewardzoo.trainers.critic.build import without
@@ -111,8 +112,7 @@ def orm_tokens(curve: Floats, wanted: float, per_image: int) -> float | None:
     """How many tokens a prompt the ORM needs to be as often right, between its N; None if it never is."""
     if wanted > curve.max():
         return None
-    counts = np.arange(1, len(curve) + 1)
-    return float(np.interp(wanted, np.maximum.accumulate(curve), counts)) * per_image
+    return equal_n(curve, wanted) * per_image
 
 
 def mean(values: Floats) -> dict[str, float]:

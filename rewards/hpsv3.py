@@ -239,18 +239,22 @@ def rename_upstream(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor
     """
     if "model.embed_tokens.weight" not in state:
         raise WeightsError(f"{path} is not HPSv3: it has no 'model.embed_tokens.weight'")
-    return {
-        next((new + key.removeprefix(old) for old, new in _MOVED.items() if key.startswith(old)), key): tensor
-        for key, tensor in state.items()
-    }
+    return _move(state, _MOVED)
 
 
 def to_upstream(net: RatedVLM) -> dict[str, Tensor]:
     """Give a network's weights, whose embeddings are its `lm_head` too, by the released checkpoint's keys."""
     state = {**net.vlm.model.state_dict(), **net.rm_head.state_dict(prefix="rm_head.")}
     del state["lm_head.weight"]
+    return _move(state, {new: old for old, new in _MOVED.items()})
+
+
+def _move(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
+    """Replace the first of the prefixes that a key begins with."""
     return {
-        next((old + key.removeprefix(new) for old, new in _MOVED.items() if key.startswith(new)), key): tensor
+        next(
+            (new + key.removeprefix(old) for old, new in prefixes.items() if key.startswith(old)), key
+        ): tensor
         for key, tensor in state.items()
     }
 

@@ -25,7 +25,6 @@ import torch
 import yaml
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from rewardzoo.rewards import RewardModel, load
 from rewardzoo.trainers.config import RefreshSection, load_config
@@ -127,6 +126,8 @@ class Refresh:
         """
         if not self.version:
             return {}
+        from scipy.stats import spearmanr  # half a second, of which runs without a critic have no use
+
         new, old = parts[self.name], parts[_label(self.version - 1)]
         both = np.isfinite(new) & np.isfinite(old)
         new, old = new[both], old[both]

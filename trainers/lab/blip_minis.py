@@ -19,12 +19,9 @@ from rewardzoo.trainers.lab.statements import false_elsewhere
 from rewardzoo.trainers.lab.training import (
     PROBE_UNTIL,
     READING_UNTIL,
-    STRANGERS_UNTIL,
-    by_pair,
     known,
     pictures_to_judge,
-    prefer_own,
-    right_share,
+    rank_pictures,
     save_half,
     to_pixels,
     train,
@@ -45,12 +42,7 @@ def imagereward_loss(
     twice = {key: tensor.repeat(2, 1) for key, tensor in encode(batch.prompts).items()}
     picture = pictures_to_judge(len(patches), progress)
     values = net.score_patches(patches[picture], **twice)
-    if progress < STRANGERS_UNTIL:
-        own, other = values.chunk(2)
-        loss, right = F.softplus(other - own).mean(), (own > other).float().mean().item()
-    else:
-        scores = by_pair(values)
-        loss, right = prefer_own(scores), right_share(scores)
+    loss, right = rank_pictures(values, progress)
     if progress < PROBE_UNTIL:
         loss = loss + seeing.loss(patches[:, 1:], patches[:, 0], batch)
     if progress < READING_UNTIL:

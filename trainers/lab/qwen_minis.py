@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 import rewardzoo.rewards
@@ -22,11 +21,8 @@ from rewardzoo.trainers.lab.training import (
     PROBE_UNTIL,
     READING_UNTIL,
     SIZE,
-    STRANGERS_UNTIL,
-    by_pair,
     pictures_to_judge,
-    prefer_own,
-    right_share,
+    rank_pictures,
     save_half,
     to_pixels,
     train,
@@ -152,12 +148,7 @@ def hpsv3_loss(net: RatedVLM, probes: QwenProbes, batch: Pairs, progress: float)
     }
     hidden = vlm.hidden_states(twice, features)
     values = net.rm_head(hidden[twice["input_ids"] == net.reward_token])[:, 0]
-    if progress < STRANGERS_UNTIL:
-        own, other = values.chunk(2)
-        loss, right = F.softplus(other - own).mean(), (own > other).float().mean().item()
-    else:
-        scores = by_pair(values)
-        loss, right = prefer_own(scores), right_share(scores)
+    loss, right = rank_pictures(values, progress)
     seen = features.view(n, -1, features.shape[-1])
     return loss + probes.loss(seen, twice["input_ids"], picture, batch, progress), right
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from rewardzoo.rewards import _clip
@@ -20,12 +19,9 @@ from rewardzoo.trainers.lab.seeing import ReadingProbe
 from rewardzoo.trainers.lab.statements import VerdictProbe
 from rewardzoo.trainers.lab.training import (
     READING_UNTIL,
-    STRANGERS_UNTIL,
-    by_pair,
     known,
     pictures_to_judge,
-    prefer_own,
-    right_share,
+    rank_pictures,
     save_half,
     to_pixels,
     train,
@@ -69,12 +65,7 @@ def vqascore_loss(net: ClipT5, probes: T5Probes, batch: Pairs, progress: float) 
     inputs = net.collate([*to_pixels(batch.images)], picture.tolist(), questions, answers)
     chance = net(inputs).square().clamp(1e-6, 1 - 1e-6)  # of two tokens, the second of which is sure to come
     yes, no = chance.logit().chunk(2)
-    values = torch.cat([yes, -no])
-    if progress < STRANGERS_UNTIL:
-        ranked, right = F.softplus(-no - yes).mean(), (yes > -no).float().mean().item()
-    else:
-        scores = by_pair(values)
-        ranked, right = prefer_own(scores), right_share(scores)
+    ranked, right = rank_pictures(torch.cat([yes, -no]), progress)
     loss = ranked - chance.log().mean()
     if progress < READING_UNTIL:
         loss = loss + probes.reading.loss(inputs["input_ids"], picture, batch)

@@ -75,6 +75,18 @@ def right_share(scores: Tensor) -> float:
     return (own[0] > other[0]).float().mean().item()
 
 
+def rank_pictures(values: Tensor, progress: float) -> tuple[Tensor, float]:
+    """Rank each prompt's picture over a stranger's to begin with, then as `prefer_own`: loss, share right.
+
+    `values` (2N,) are in the order of `pictures_to_judge`.
+    """
+    if progress < STRANGERS_UNTIL:
+        own, other = values.chunk(2)
+        return F.softplus(other - own).mean(), (own > other).float().mean().item()
+    scores = by_pair(values)
+    return prefer_own(scores), right_share(scores)
+
+
 def make_optimizers(net: nn.Module, probe: nn.Module | None, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the encoders' and decoders' layers, AdamW for the rest."""
     layers = ("resblocks.", "layer.", "layers.", "block.", "blocks.")
