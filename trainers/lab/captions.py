@@ -20,8 +20,8 @@ from rewardzoo.trainers.lab.scene import HELD_OUT, Scene
 from rewardzoo.trainers.lab.scene_images import SceneImageStream
 from rewardzoo.trainers.lab.vq import encode
 
-CORRUPTED = 0.15
-"""Share of captions in which one statement, of any category, is false of the picture."""
+CORRUPTED = 0.5
+"""Share of captions in which one statement, of any category, is false of the picture, at the end of training."""
 
 SHORT = 0.15
 """Share of captions in the short style, of scenes with at most two entities."""
@@ -62,13 +62,13 @@ def tokenize_scenes(vq: JanusVQVAE, n: int, seed: int, batch: int = 64) -> Token
     return TokenizedScenes(scenes, *(torch.cat(parts) for parts in zip(*rows, strict=True)))[torch.arange(n)]
 
 
-def caption_of(scene: Scene, rng: np.random.Generator) -> str:
-    """Write a caption of a picture of an in-domain scene, as imperfect as captions are.
+def caption_of(scene: Scene, rng: np.random.Generator, corrupted: float = CORRUPTED) -> str:
+    """Write a caption of a picture of an in-domain scene, false in one statement in a share `corrupted`.
 
     None has a combination that is kept for out-of-domain prompts.
     """
     said = scene
-    if rng.random() < CORRUPTED:
+    if rng.random() < corrupted:
         said = corrupt(scene, rng)
         while HELD_OUT.intersection(said.combinations):
             said = corrupt(scene, rng)
@@ -76,12 +76,11 @@ def caption_of(scene: Scene, rng: np.random.Generator) -> str:
     return prompt_of(said, "short" if short else "compositional", rng)
 
 
-def captioned_batches(
+def shuffled_batches(
     data: TokenizedScenes, batch: int, rng: np.random.Generator
-) -> Iterator[tuple[TokenizedScenes, list[str]]]:
-    """Yield batches without end, through the data in a new order each time, with a new caption each time."""
+) -> Iterator[TokenizedScenes]:
+    """Yield batches without end, through the data in a new order each time."""
     while True:
         for rows in torch.split(torch.from_numpy(rng.permutation(len(data))), batch):
             if len(rows) == batch:
-                some = data[rows]
-                yield some, [caption_of(scene, rng) for scene in some.scenes]
+                yield data[rows]

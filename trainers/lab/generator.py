@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
-from rewardzoo.trainers.lab.captions import TokenizedScenes, captioned_batches
+from rewardzoo.trainers.lab.captions import CORRUPTED, TokenizedScenes, caption_of, shuffled_batches
 from rewardzoo.trainers.lab.scene_images import GRID, SIZE
 from rewardzoo.trainers.lab.seeing import SceneProbe
 from rewardzoo.trainers.lab.training import half_multiplies
@@ -43,6 +43,8 @@ UNCONDITIONAL = 0.1
 """Share of captions left out in training, which guidance needs."""
 
 PROBE_UNTIL = 0.7  # of the training
+TRUE_UNTIL = 0.72
+"""Until then captions are true: counts take long to learn, and much longer from captions that may be wrong."""
 
 
 def janus_config(*, hidden: int = 128, layers: int = 5, heads: int = 4, num_codes: int = 1024) -> JanusConfig:
@@ -208,11 +210,13 @@ def train_language_model(
     ]
     rng = np.random.default_rng(seed)
     encode = partial(encode_captions, janus_tokenizer())
-    stream = captioned_batches(data, batch, rng)
+    stream = shuffled_batches(data, batch, rng)
     mean, started = math.nan, time.monotonic()
     for step in track(range(steps), description="language model"):
         scale = min((step + 1) / 50, 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
-        some, captions = next(stream)
+        some = next(stream)
+        corrupted = CORRUPTED if step >= steps * TRUE_UNTIL else 0.0
+        captions = [caption_of(scene, rng, corrupted) for scene in some.scenes]
         dropped = torch.from_numpy(rng.random(batch) < UNCONDITIONAL)
         ids, mask = encode(captions, dropped)
         with torch.autocast("cpu", torch.bfloat16, enabled=half_multiplies()):

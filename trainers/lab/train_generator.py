@@ -1,9 +1,9 @@
 """Train the mini generator that ships in the package: `python -m rewardzoo.trainers.lab.train_generator`.
 
 It sees pictures of in-domain scenes alone, and captions in the style of the lab's in-domain prompts but for a
-share, `SHORT`, in the short style of out-of-domain ones. No combination of `HELD_OUT` is ever in either. A
-share of captions, `CORRUPTED`, says one thing that is false of its picture, and training ends before the rest
-is learned: so rewards have something to teach.
+share, `SHORT`, in the short style of out-of-domain ones. No combination of `HELD_OUT` is ever in either. At the
+end a share of captions, `CORRUPTED`, says one thing that is false of its picture: so rewards have something to
+teach.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = OUT,
     vq_steps: Annotated[int, typer.Option(help="Steps of 8 pictures for the VQ model.")] = 2200,
     sharpen_steps: Annotated[int, typer.Option(help="Steps of 8 pictures for its decoder alone.")] = 400,
-    images: Annotated[int, typer.Option(help="Pictures for the language model.")] = 32_000,
-    steps: Annotated[int, typer.Option(help="Steps of 32 pictures for the language model.")] = 2800,
+    images: Annotated[int, typer.Option(help="Pictures for the language model.")] = 48_000,
+    steps: Annotated[int, typer.Option(help="Steps of 32 pictures for the language model.")] = 7000,
     seed: Annotated[int, typer.Option(help="Seed of the weights, scenes and captions.")] = 0,
     sheet: Annotated[Path | None, typer.Option(help="PNG to write samples to.")] = None,
     keep_vq: Annotated[bool, typer.Option(help="Take the VQ model from `out`, trained before.")] = False,
