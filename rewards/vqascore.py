@@ -16,11 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from rewardzoo.errors import ItemError
+from rewardzoo.rewards import _clip
 from rewardzoo.rewards._clip_t5 import ClipT5
 from rewardzoo.rewards._critic import LLAVA_ONEVISION
 from rewardzoo.rewards._llava_next import read_llava_next, read_settings
 from rewardzoo.rewards._model import RewardModel
-from rewardzoo.rewards._spec import HubFile, HubFolder, RewardSpec, Variant
+from rewardzoo.rewards._spec import HubFile, HubFolder, PackagedFile, RewardSpec, Variant
 from rewardzoo.rewards._vlm import MAX_BATCH_TOKENS, Turn, VisionLanguageModel, penalise_repeats
 from rewardzoo.rewards._vlm_images import LlavaImages, TileUse, pinpoints_of
 
@@ -122,6 +123,16 @@ class VQAScore(RewardModel):
             _qwen(*_QWEN_3B, penalised=True),
             _qwen(*_QWEN_7B, penalised=True),
             _llava("-frames"),
+            Variant(
+                "mini",
+                recipe="vqascore/clip-flant5",
+                files={
+                    "checkpoint": PackagedFile("minis/vqascore/checkpoint"),
+                    "vocabulary": PackagedFile("minis/vqascore/spiece.model"),
+                },
+                weights_license="Apache-2.0",
+                config={"vision": _clip.MINI["vision_config"]},
+            ),
         ),
         max_batch=16,
         max_batch_cost=MAX_BATCH_TOKENS,

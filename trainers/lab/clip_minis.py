@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rewardzoo.rewards import _clip, hpsv2
@@ -90,7 +89,7 @@ def train_hpsv2(out: Path, steps: int, pairs: int, seed: int) -> None:
     probe = SceneProbe(config["vision_cfg"]["width"], config["embed_dim"])
     loss = partial(hps_loss, net, tokenize, probe)
     train(net, loss, steps, pairs=pairs, seed=seed, lr=3e-3, probe=probe)
-    save_file(net.state_dict(), out / "model.safetensors")
+    save_half(net.state_dict(), out / "model.safetensors")
 
 
 def contrastive_loss(

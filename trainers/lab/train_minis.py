@@ -19,6 +19,7 @@ import rewardzoo.rewards
 from rewardzoo.trainers.lab.blip_minis import train_blipvqa, train_imagereward
 from rewardzoo.trainers.lab.clip_minis import train_clipscore, train_hpsv2, train_pickscore
 from rewardzoo.trainers.lab.qwen_minis import train_hpsv3
+from rewardzoo.trainers.lab.t5_minis import train_vqascore
 from rewardzoo.trainers.lab.training import OUT, preference_accuracy
 
 
@@ -38,6 +39,7 @@ SCHEDULES = {
     "imagereward": Schedule(train_imagereward, steps=2300, pairs=16),
     "blipvqa": Schedule(train_blipvqa, steps=1600, pairs=16),
     "hpsv3": Schedule(train_hpsv3, steps=3600, pairs=16),
+    "vqascore": Schedule(train_vqascore, steps=3600, pairs=16),
 }
 """In an order in which each finds what it starts from."""
 
