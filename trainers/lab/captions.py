@@ -21,7 +21,7 @@ from rewardzoo.trainers.lab.scene_images import SceneImageStream
 from rewardzoo.trainers.lab.vq import encode
 
 CORRUPTED = 0.5
-"""Share of captions in which one statement, of any category, is false of the picture, at the end of training."""
+"""Share of captions, at the end of training, in which one statement of any category is false."""
 
 SHORT = 0.15
 """Share of captions in the short style, of scenes with at most two entities."""

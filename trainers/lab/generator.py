@@ -44,7 +44,7 @@ UNCONDITIONAL = 0.1
 
 PROBE_UNTIL = 0.7  # of the training
 TRUE_UNTIL = 0.72
-"""Until then captions are true: counts take long to learn, and much longer from captions that may be wrong."""
+"""Until then captions are true: counts take long to learn, and much longer where captions may be wrong."""
 
 
 def janus_config(*, hidden: int = 128, layers: int = 5, heads: int = 4, num_codes: int = 1024) -> JanusConfig:
