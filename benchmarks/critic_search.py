@@ -11,18 +11,22 @@ from numpy.typing import NDArray
 
 from rewardzoo import RewardClient
 from rewardzoo.clients.compare.best_of_n import expected_picks
-from rewardzoo.clients.compare.search_saving import equal_n
+from rewardzoo.clients.compare.search_saving import search_point
 from rewardzoo.clients.compare.statistics import Bootstrap
+from rewardzoo.clients.compare.summaries import Estimate
 from rewardzoo.trainers.config import PromptsSection, load_config
 from rewardzoo.trainers.critic.build import without
 from rewardzoo.trainers.critic.config import CriticConfig
 from rewardzoo.trainers.lab import judge
+from rewardzoo.trainers.lab.study.settings import GIVE_UP_BELOW
 from rewardzoo.trainers.policies import JanusPolicy
 from rewardzoo.trainers.prompts import Prompt, load_prompts
 from rewardzoo.trainers.rollout import draw
 from rewardzoo.trainers.search import parm_search
 
 PATHS = (4, 8)
+THRESHOLDS = (0.5, GIVE_UP_BELOW)
+"""Of potential: the one by which upstream says yes or no, and the one of `rewardzoo compare lab`."""
 PROMPTS, PROMPT_SEED = 250, 7000
 SEED = 1
 BOOTSTRAP = Bootstrap()
@@ -63,25 +67,39 @@ def search(client: RewardClient) -> dict[str, Any]:
         "random": mean(right.mean(1)),
     }
     for n in PATHS:
-        result = parm_search(
-            policy, prompts, client, "parm:parm", n, steps=steps, sampling=sampling, seed=SEED
-        )
-        chosen = right[np.arange(len(prompts)), result.paths]
         picked = {name: values[:, n - 1] for name, values in worth.items()}
-        tokens = result.tokens_drawn / len(prompts)
-        same = orm_tokens(worth["orm"].mean(0), chosen.mean(), per_image)
-        found[f"of_{n}"] = {
+        found[f"of_{n}"] = of_n = {
             **{name: mean(values) for name, values in picked.items()},
-            "parm_search": mean(chosen),
             "orm_over_random": mean(picked["orm"] - right.mean(1)),
             "parm_selection_over_orm": mean(picked["parm_selection"] - picked["orm"]),
-            "parm_search_over_orm": mean(chosen - picked["orm"]),
-            "parm_search_over_random": mean(chosen - right.mean(1)),
-            "tokens_a_prompt": {"all": n * per_image, "parm_search": tokens, "orm_for_the_same": same},
-            "saved": result.saved,
-            "given_up": float(1 - result.finished.mean()),
-            "given_up_though_right": float(right[:, :n][~result.finished].mean()),
         }
+        for threshold in THRESHOLDS:
+            result = parm_search(
+                policy,
+                prompts,
+                client,
+                "parm:parm",
+                n,
+                steps=steps,
+                sampling=sampling,
+                seed=SEED,
+                threshold=threshold,
+            )
+            chosen = right[np.arange(len(prompts)), result.paths]
+            drawn = result.drawn.sum(1) / per_image
+            point = search_point("in_domain", n, chosen, drawn, worth["orm"], BOOTSTRAP)
+            of_n[f"parm_search_below_{threshold:g}"] = {
+                "right": mean(chosen),
+                "over_orm": mean(chosen - picked["orm"]),
+                "over_random": mean(chosen - right.mean(1)),
+                "images_drawn": told(point.drawn),
+                "orm_images_for_the_same": told(point.equal_n),
+                "saved_of_orm_for_the_same": told(point.saved),
+                "no_orm_is_as_good": point.capped,
+                "saved_of_all": result.saved,
+                "given_up": float(1 - result.finished.mean()),
+                "given_up_though_right": share(right[:, :n][~result.finished]),
+            }
     return found
 
 
@@ -108,14 +126,14 @@ def pictures(
     )
 
 
-def orm_tokens(curve: Floats, wanted: float, per_image: int) -> float | None:
-    """How many tokens a prompt the ORM needs to be as often right, between its N; None if it never is."""
-    if wanted > curve.max():
-        return None
-    return equal_n(curve, wanted) * per_image
-
-
 def mean(values: Floats) -> dict[str, float]:
     """Mean over prompts, with its 95% interval by the bootstrap over prompts."""
-    found = BOOTSTRAP.mean(values)
+    return told(BOOTSTRAP.mean(values))
+
+
+def told(found: Estimate) -> dict[str, float]:
     return {"mean": found.value, "low": found.low, "high": found.high}
+
+
+def share(values: Floats) -> float | None:
+    return float(values.mean()) if values.size else None

@@ -44,11 +44,11 @@ PICTURE = ROOT / "docs" / "lab_runs.png"
 OVERLAP = ("run.steps=12", "evaluation.sets={}", "sampling.batch_size=32", "grpo.beta=0.01")
 """With several batches and a reference, there is something to do while rewards are in flight."""
 EVALUATION = (
-    "evaluation.every=100",
-    "evaluation.sets.in_domain.count=500",
-    "evaluation.sets.out_of_domain.count=500",
+    "evaluation.every=20",
+    "evaluation.sets.in_domain.count=300",
+    "evaluation.sets.out_of_domain.count=300",
 )
-LONG = ("run.steps=800", "evaluation.every=100", "run.save_every=100", "run.grid_every=200")
+LONG = ("run.steps=600", "evaluation.every=100", "run.save_every=100", "run.grid_every=200")
 GUIDED_PROMPTS, GUIDED_SEED = 400, 2000
 _WARM_UP = 2
 console = Console(highlight=False)

@@ -35,6 +35,9 @@ def lab(
     evaluation_prompts: Annotated[int, typer.Option(min=2, help="Prompts a split that runs end on.")] = 200,
     pool_prompts: Annotated[int, typer.Option(min=2, help="Prompts a split to pick images of.")] = 100,
     pool_size: Annotated[int, typer.Option(min=2, help="Images to pick from, a prompt.")] = 16,
+    give_up_below: Annotated[
+        float, typer.Option(min=0, max=1, help="Potential below which PARM's search gives a path up.")
+    ] = 0.2,
     processes: Annotated[int, typer.Option(min=1, help="Processes at a time, of a thread each.")] = 2,
     resamples: compare.Resamples = 2000,
     confidence: compare.Confidence = 0.95,
@@ -60,6 +63,7 @@ def lab(
         evaluation_prompts=evaluation_prompts,
         pool_prompts=min(pool_prompts, evaluation_prompts),
         pool_size=pool_size,
+        give_up_below=give_up_below,
         overrides=tuple(overrides or ()),
     )
     console = Console(stderr=True, highlight=False)

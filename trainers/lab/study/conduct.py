@@ -203,6 +203,7 @@ def _settings(place: Place) -> dict[str, str]:
         "seeds": ", ".join(map(str, range(settings.seeds))),
         "evaluation": f"{settings.evaluation_prompts} prompts a split, one image each",
         "pool": f"{settings.pool_prompts} prompts a split, {settings.pool_size} images each",
+        "PARM's search": f"gives up paths of a potential below {settings.give_up_below:g}",
         "scaling axes": f"on {scaling_reward(place)}, seeds "
         f"{', '.join(map(str, range(settings.scaling_seeds))) or 'none'}",
         "changed": ", ".join(settings.overrides) or "nothing: the configurations that ship, but for length",

@@ -93,6 +93,7 @@ def search_pool(place: Place, split: str) -> Path:
                     steps=steps,
                     sampling=place.grpo.sampling.sampling(),
                     seed=seed,
+                    threshold=place.settings.give_up_below,
                 )
                 chosen = zip(found.images, prompts, strict=True)
                 right += [float(judge(image, prompt.text).correct) for image, prompt in chosen]

@@ -13,6 +13,8 @@ from rewardzoo.trainers.grpo import GRPOConfig
 
 JUDGE = "lab:exact"
 SPLITS = ("in_domain", "out_of_domain")
+GIVE_UP_BELOW = 0.2
+"""The end of a picture is soon drawn, so a path is given up when it is bad for sure, not when it may be."""
 _FILE = "study.json"
 # More of these is more runs, and leaves those as they are that there are.
 _MAY_GROW = {"rewards", "seeds", "scaling_seeds"}
@@ -24,7 +26,8 @@ class StudySettings(Section):
 
     `steps` are GRPO's; DPO has as many rounds as see about as many images. `scaling_seeds` 0 leaves the
     axes out. `evaluation_prompts` are of each split, `pool_prompts` the first of them, which get `pool_size`
-    images each to pick from and to search among. `overrides` are settings over those that ship.
+    images each to pick from and to search among; the search gives up paths with less potential than
+    `give_up_below`. `overrides` are settings over those that ship.
     """
 
     rewards: tuple[str, ...] = Field(min_length=1)
@@ -34,6 +37,7 @@ class StudySettings(Section):
     evaluation_prompts: int = Field(default=200, ge=2)
     pool_prompts: int = Field(default=100, ge=2)
     pool_size: int = Field(default=16, ge=2)
+    give_up_below: float = Field(default=GIVE_UP_BELOW, ge=0, le=1)
     overrides: tuple[str, ...] = ()
 
     @model_validator(mode="after")
