@@ -48,7 +48,13 @@ EVALUATION = (
     "evaluation.sets.in_domain.count=300",
     "evaluation.sets.out_of_domain.count=300",
 )
-LONG = ("run.steps=600", "evaluation.every=100", "run.save_every=100", "run.grid_every=200")
+LONG = (
+    "run.steps=500",
+    "optimizer.lr=4e-4",
+    "evaluation.every=100",
+    "run.save_every=100",
+    "run.grid_every=100",
+)
 GUIDED_PROMPTS, GUIDED_SEED = 400, 2000
 _WARM_UP = 2
 console = Console(highlight=False)
