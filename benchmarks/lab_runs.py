@@ -49,7 +49,7 @@ EVALUATION = (
     "evaluation.sets.out_of_domain.count=300",
 )
 LONG = (
-    "run.steps=500",
+    "run.steps=800",
     "optimizer.lr=4e-4",
     "evaluation.every=100",
     "run.save_every=100",

@@ -14,7 +14,7 @@ from rewardzoo.trainers.critic.build import without
 from rewardzoo.trainers.critic.config import CriticConfig
 from rewardzoo.trainers.lab import judge
 from rewardzoo.trainers.lab.training import preference_accuracy
-from rewardzoo.trainers.policies import JanusPolicy, Sampling
+from rewardzoo.trainers.policies import JanusPolicy
 from rewardzoo.trainers.policies.partial import decode_partial
 from rewardzoo.trainers.prompts import load_prompts
 
@@ -50,11 +50,12 @@ class Generated:
 @pytest.fixture(scope="module")
 def generated() -> Generated:
     policy = JanusPolicy.load("mini")
-    learned = load_prompts(load_config(CriticConfig, "lab_orm").data.train)
+    data = load_config(CriticConfig, "lab_orm").data
+    learned = load_prompts(data.train)
     fresh = without(load_prompts(PromptsSection(source="lab:in_domain", count=150, seed=20_261_130)), learned)
     prompts = [prompt.text for prompt in fresh for _ in range(2)]
     uniforms = torch.rand(len(prompts), 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    tokens = policy.sample(policy.encode(prompts), uniforms, Sampling(guidance_scale=1.5)).tokens
+    tokens = policy.sample(policy.encode(prompts), uniforms, data.sampling.sampling()).tokens
     images = policy.decode(tokens)
     right = np.array([judge(image, prompt).correct for image, prompt in zip(images, prompts, strict=True)])
     return Generated(policy, prompts, tokens, images, right)

@@ -118,19 +118,25 @@ def read(folder: str | Path, split: str) -> Dataset:
     return load_dataset("parquet", data_files=[str(part) for part in parts], split="train")
 
 
-def balanced(labels: Sequence[float], groups: Sequence[str], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Pick, in each group, as many rows of yes as of no, the surplus dropped by chance: sorted indices.
+MOST_REPEATED = 2
+"""How often a row of the rarer answer is shown in an epoch."""
 
-    A label of 0.5 and more counts as yes. A group without a yes or without a no is left out: what all of it
-    has in common could be learned instead of what is asked.
+
+def balanced(labels: Sequence[float], groups: Sequence[str], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Pick, in each group, as many rows of yes as of no: sorted indices.
+
+    Those of the rarer answer are picked up to `MOST_REPEATED` times; what the commoner one has beyond that is
+    dropped by chance. A label of 0.5 and more counts as yes. A group without a yes or without a no is left
+    out: what all of it has in common could be learned instead of what is asked.
     """
     yes = np.array(labels) >= 0.5
     names = np.array(groups)
     kept: list[NDArray[np.int64]] = []
     for name in np.unique(names):
         sides = [np.flatnonzero((names == name) & side) for side in (yes, ~yes)]
-        fewest = min(map(len, sides))
-        kept += [rng.permutation(side)[:fewest] for side in sides]
+        few, many = sorted(map(len, sides))
+        count = min(many, MOST_REPEATED * few)
+        kept += [np.resize(rng.permutation(side), count) for side in sides]
     return np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
 
 

@@ -133,8 +133,15 @@ def test_balanced_rows_have_as_many_yes_as_no_in_each_group():
     labels = [1, 1, 1, 0, 0, 1, 1, 1]
     groups = ["a"] * 5 + ["b"] * 3
     kept = balanced(labels, groups, np.random.default_rng(0))
-    assert [labels[i] for i in kept].count(1) == 2
-    assert {3, 4} < set(kept.tolist()) < {0, 1, 2, 3, 4}  # all of b is yes: nothing to tell apart
+    assert [labels[i] for i in kept].count(1) == [labels[i] for i in kept].count(0) == 3
+    assert set(kept.tolist()) == {0, 1, 2, 3, 4}  # all of b is yes: nothing to tell apart
+
+
+def test_rows_of_the_rarer_answer_are_shown_twice_at_most_and_the_others_once():
+    labels = [1.0] * 9 + [0.0] * 2
+    kept = balanced(labels, ["a"] * 11, np.random.default_rng(0)).tolist()
+    assert [kept.count(i) for i in (9, 10)] == [2, 2]
+    assert len(kept) == 8 == len(set(kept)) + 2
 
 
 def test_statistics_count_rows_and_yes_by_stage_and_step(tmp_path, judge):
