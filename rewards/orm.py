@@ -38,7 +38,7 @@ _T2I_R1_FILES = {"checkpoint": HubFolder("CaraJ/ORM-T2I-R1", "main", PATTERNS)}
 _COT_FILES = {"checkpoint": imagegen_cot("orm_ft")}
 _BASE_FILES = {"checkpoint": LLAVA_ONEVISION}
 _COT_CONFIG: Mapping[str, object] = {"folder": "orm_ft"}
-_MINI_CONFIG: Mapping[str, object] = {"temperatures": {"selection": 1.696}}  # of its training's reward.json
+_MINI_CONFIG: Mapping[str, object] = {"temperatures": {"selection": 1.715}}  # of its training's reward.json
 
 
 class ORM(Critic):

@@ -37,7 +37,7 @@ PLAIN, _SAMPLED = "parm/yes-no", "parm/imagegen-cot-sampled"
 _FILES = {"checkpoint": imagegen_cot("parm")}
 _CONFIG: Mapping[str, object] = {"folder": "parm"}
 _MINI_CONFIG: Mapping[str, object] = {  # of its training's reward.json
-    "temperatures": {"clarity": 1.044, "potential": 1.414, "selection": 1.415}
+    "temperatures": {"clarity": 1.075, "potential": 1.887, "selection": 1.851}
 }
 _STAGES = ("potential", "selection", "reflection")
 _REASON_TOKENS = 128
