@@ -191,6 +191,8 @@ def draw(folder: Path, kinds: Mapping[str, Sequence[Path]]) -> None:
                 low, high = values.mean(0) - half, values.mean(0) + half
                 axis.fill_between(minutes, low, high, alpha=0.2, color=line.get_color())
         axis.set(title=name.replace("_", "-"), xlabel="minutes of training, one core")
+        axis.set_xscale("symlog", base=2, linthresh=4)  # short runs and a long one
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="share the exact judge finds right", ylim=(0, 1))
     axes[0].legend()
