@@ -37,8 +37,8 @@ def search(client: RewardClient) -> dict[str, Any]:
     """Compare selectors on the same pictures, for prompts that no critic was trained on.
 
     `orm` and `parm_selection` pick among all N pictures, expected over all subsets of N of the largest;
-    `parm_search` also gives up paths without potential, and is run. `random` is any picture, `oracle` the
-    exact judge's pick.
+    `parm_search` also gives up paths without potential, and is run on the first N, as `orm_among_first` is.
+    `random` is any picture, `oracle` the exact judge's pick.
     """
     config = load_config(CriticConfig, "lab_parm")
     policy = JanusPolicy.load("mini")
@@ -68,8 +68,10 @@ def search(client: RewardClient) -> dict[str, Any]:
     }
     for n in PATHS:
         picked = {name: values[:, n - 1] for name, values in worth.items()}
+        of_first = right[np.arange(len(prompts)), scores["orm"][:, :n].argmax(1)]
         found[f"of_{n}"] = of_n = {
             **{name: mean(values) for name, values in picked.items()},
+            "orm_among_first": mean(of_first),
             "orm_over_random": mean(picked["orm"] - right.mean(1)),
             "parm_selection_over_orm": mean(picked["parm_selection"] - picked["orm"]),
         }
@@ -90,7 +92,7 @@ def search(client: RewardClient) -> dict[str, Any]:
             point = search_point("in_domain", n, chosen, drawn, worth["orm"], BOOTSTRAP)
             of_n[f"parm_search_below_{threshold:g}"] = {
                 "right": mean(chosen),
-                "over_orm": mean(chosen - picked["orm"]),
+                "over_orm_among_the_same": mean(chosen - of_first),
                 "over_random": mean(chosen - right.mean(1)),
                 "images_drawn": told(point.drawn),
                 "orm_images_for_the_same": told(point.equal_n),
