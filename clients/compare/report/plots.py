@@ -23,6 +23,8 @@ _MARKERS = "osD^vPX"
 _LINES = ("-", "--", "-.", ":")
 # Inches: as wide as the page's column.
 _WIDTH = 11.6
+# So many values of an axis have room for a tick each.
+_FEW = 5
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -120,7 +122,9 @@ def curves(
 ) -> bytes:
     """Draw curves with bands, a panel a split: (name, x, y, low, high) each; x is on a log2 scale.
 
-    Names without a look, such as "random", are dotted grey lines with their name at the end.
+    Marks and ticks stand at every x where these are a few, and at powers of two where there are many, as of a
+    pool with a point for each n. Names without a look, such as "random", are dotted grey lines with their
+    name at the end.
     """
     with _drawing(_WIDTH, 3.9, len(panels), sharey=True) as (figure, axes, file):
         for panel, (title, lines) in zip(axes, panels.items(), strict=True):
@@ -131,13 +135,12 @@ def curves(
                         name, (x[-1], y[-1]), (-2, 4), textcoords="offset points", ha="right", color="#555"
                     )
                     continue
-                # A pool of N has a point for each n up to N; marks stand where n is a power of two.
-                marked = [i for i, n in enumerate(x) if n in _powers(x)]
+                marked = [i for i, n in enumerate(x) if n in _marked(x)]
                 panel.plot(x, y, color=drawn.color, linestyle=drawn.line, markevery=marked, **_marker(drawn))
                 panel.fill_between(x, low, high, color=drawn.color, alpha=0.13, linewidth=0)
             panel.set_xscale("log", base=2)
-            ticks = sorted({n for line in lines for n in line[1]})
-            panel.set_xticks(_powers(ticks), [f"{n:g}" for n in _powers(ticks)], minor=False)
+            ticks = _marked(sorted({n for line in lines for n in line[1]}))
+            panel.set_xticks(ticks, [f"{n:g}" for n in ticks], minor=False)
             panel.minorticks_off()
             panel.set_title(title)
             panel.set_xlabel(xlabel)
@@ -277,9 +280,8 @@ def _bars(e: Estimate) -> NDArray[np.float64] | None:
     return np.array([[max(0.0, e.value - e.low)], [max(0.0, e.high - e.value)]])
 
 
-def _powers(ticks: Sequence[float]) -> list[float]:
-    powers = [n for n in ticks if n > 0 and float(np.log2(n)).is_integer()]
-    return powers or list(ticks)
+def _marked(x: Sequence[float]) -> list[float]:
+    return list(x) if len(x) <= _FEW else [n for n in x if float(np.log2(n)).is_integer()]
 
 
 def _legend(figure: Figure, entries: Sequence[tuple[str, Look]], *, markers: bool = True) -> None:

@@ -19,7 +19,7 @@ from pyarrow import parquet
 from rewardzoo.clients.compare.findings import Scaled, findings, scaling, versus
 from rewardzoo.clients.compare.outcomes import Outcomes, summarize_runs
 from rewardzoo.clients.compare.probe_effects import Effect, ProbeExample, ProbeInfo, Probes, Spread
-from rewardzoo.clients.compare.report import write_report
+from rewardzoo.clients.compare.report import plots, write_report
 from rewardzoo.clients.compare.runs import Run
 from rewardzoo.clients.compare.search_saving import search_point
 from rewardzoo.clients.compare.statistics import Bootstrap
@@ -323,6 +323,17 @@ def test_a_study_says_of_each_claim_what_was_found(folder: Path) -> None:
     assert len([line for line in part.splitlines() if line.startswith("| More ")]) == 10
     (capped,) = [line for line in part.splitlines() if line.startswith("| out of domain | 4 |")]
     assert capped.count("≥") == 2
+
+
+@pytest.mark.parametrize(
+    ("x", "ticks"), [((1, 5, 30), 3), ((16, 4096), 2), (tuple(range(1, 17)), 5)], ids=["few", "far", "pool"]
+)
+def test_curves_have_a_tick_at_each_of_a_few_values_and_at_powers_of_two_of_many(
+    x: tuple[int, ...], ticks: int
+) -> None:
+    y = tuple(0.1 * place for place in range(len(x)))
+    svg = plots.curves({"rounds": [("DPO", x, y, y, y)]}, plots.looks(["DPO"]), "", "judge")
+    assert svg.count(b'id="xtick_') == ticks
 
 
 def test_an_empty_folder_is_refused_with_the_way_out(tmp_path: Path) -> None:

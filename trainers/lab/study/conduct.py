@@ -56,7 +56,7 @@ def conduct(
     unknown = sorted(set(settings.rewards) - shipped())
     if unknown:
         raise ValueError(f"no mini rewards {', '.join(unknown)}: there are {', '.join(sorted(shipped()))}")
-    place = begin(folder.resolve(), settings)
+    place = begin(folder, settings)
     runs = plan(place)
     jobs = jobs_of(place, runs)
     run_jobs(place.folder / "jobs", jobs, processes, say)

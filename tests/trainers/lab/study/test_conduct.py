@@ -82,9 +82,11 @@ def write_run(config: GRPOConfig | DPOConfig, algorithm: str) -> None:
 
 
 def test_runs_become_a_report_that_says_what_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "run_jobs", pretend(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    folder = Path("study")
+    monkeypatch.setattr(module, "run_jobs", pretend(folder))
     monkeypatch.setattr(module, "shipped", lambda: {"clipscore:mini", "pickscore:mini", "orm:mini"})
-    found = module.conduct(tmp_path, SETTINGS, processes=1, bootstrap=Bootstrap(100), made={})
+    found = module.conduct(folder, SETTINGS, processes=1, bootstrap=Bootstrap(100), made={})
     study = found.study
     first, second, *_ = study.findings
     assert (first.claim, first.verdict) == ("DPO is better than GRPO in domain.", "agrees")
@@ -92,12 +94,15 @@ def test_runs_become_a_report_that_says_what_holds(tmp_path: Path, monkeypatch: 
     assert (second.claim, second.verdict) == ("GRPO is better than DPO out of domain.", "undecided")
     assert any("the package has no parm:mini." in each for each in study.left_out)
     # The runs that the algorithms are compared by are a value of each axis.
-    place = open_place(tmp_path)
+    place = open_place(folder)
     values = {p.value for p in study.scaling if (p.axis, p.algorithm) == ("candidates per prompt", "grpo")}
     assert values == {4, 8, 16} | {place.grpo.grpo.group_size}
     page = found.html.read_text()
     for words in ("The paper&#39;s claims", "best of 4, out of domain", "More candidates per prompt help"):
         assert words in page
+    # A report goes to others: it names folders as they were given.
+    assert "study/runs/main/grpo/clipscore-mini/0" in page
+    assert str(tmp_path) not in page
 
 
 def test_an_unknown_reward_is_refused_before_anything_is_done(tmp_path: Path) -> None:
