@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import NormalDist
@@ -35,45 +35,67 @@ class Scaled:
     run: Run
 
 
-def versus(outcomes: Outcomes) -> tuple[Versus, ...]:
+def versus(outcomes: Outcomes, images: int) -> tuple[Versus, ...]:
     """Compare DPO with GRPO on each split: reward by reward, and the mean of all rewards.
 
     Runs of one seed and reward are a pair. The mean takes seeds for which every reward has a pair, so that
-    no reward weighs more in one seed than in another.
+    no reward weighs more in one seed than in another. `images` is how many each evaluation has.
     """
     about = {run.name: run for run in outcomes.runs}
     found: list[Versus] = []
     for split in SPLITS:
-        finals = {
-            (about[g.run].algorithm, about[g.run].reward, about[g.run].seed): g.final
+        gains = {
+            (about[g.run].algorithm, about[g.run].reward, about[g.run].seed): g
             for g in outcomes.gains
             if g.judge == outcomes.judge and g.split == split and not g.own
         }
         pairs = {
-            (reward, seed): (finals[DPO, reward, seed], grpo)
-            for (algorithm, reward, seed), grpo in finals.items()
-            if algorithm == GRPO and (DPO, reward, seed) in finals
+            (reward, seed): (gains[DPO, reward, seed], grpo)
+            for (algorithm, reward, seed), grpo in gains.items()
+            if algorithm == GRPO and (DPO, reward, seed) in gains
         }
         rewards = list(dict.fromkeys(reward for reward, _ in pairs))
+        seeds = list(dict.fromkeys(seed for _, seed in pairs))
         for reward in rewards:
-            of_reward = [pair for (name, _), pair in pairs.items() if name == reward]
-            found.append(_versus(reward, split, of_reward, outcomes.confidence))
-        seeds = dict.fromkeys(seed for _, seed in pairs)
+            of_seeds = [[pairs[reward, seed]] for seed in seeds if (reward, seed) in pairs]
+            found.append(_versus(reward, split, of_seeds, images, outcomes.confidence))
         whole = [seed for seed in seeds if all((reward, seed) in pairs for reward in rewards)]
-        means = [_mean([pairs[reward, seed] for reward in rewards]) for seed in whole]
-        if means:
-            found.append(_versus(MEAN, split, means, outcomes.confidence))
+        if whole:
+            of_seeds = [[pairs[reward, seed] for reward in rewards] for seed in whole]
+            found.append(_versus(MEAN, split, of_seeds, images, outcomes.confidence))
     return tuple(found)
 
 
-def _versus(reward: str, split: str, pairs: Sequence[tuple[float, float]], confidence: float) -> Versus:
-    difference = mean_over_seeds([dpo - grpo for dpo, grpo in pairs], confidence)
-    base = _mean(pairs)[1]
-    return Versus(reward, split, len(pairs), difference, difference.value / base if base else math.nan)
+def _versus(
+    reward: str, split: str, of_seeds: Sequence[Sequence[tuple[Gain, Gain]]], images: int, confidence: float
+) -> Versus:
+    """Compare pairs of DPO and GRPO, of each seed as many."""
+    gaps = [_mean([dpo.final - grpo.final for dpo, grpo in pairs]) for pairs in of_seeds]
+    every = [pair for pairs in of_seeds for pair in pairs]
+    variance = _mean([dpo.spread**2 + grpo.spread**2 for dpo, grpo in every]) / (images * len(every))
+    difference = _widened(mean_over_seeds(gaps, confidence), variance, confidence)
+    base = _mean([grpo.final for _, grpo in every])
+    return Versus(reward, split, len(of_seeds), difference, difference.value / base if base else math.nan)
 
 
-def _mean(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    return sum(dpo for dpo, _ in pairs) / len(pairs), sum(grpo for _, grpo in pairs) / len(pairs)
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _widened(found: Estimate, variance: float, confidence: float) -> Estimate:
+    """Widen an interval over seeds to the one that the evaluations' images give, `variance` being theirs.
+
+    A few seeds may agree by chance better than their images allow. Of one seed there is no interval: its
+    images say nothing of how runs differ.
+    """
+    if not math.isfinite(found.high):
+        return found
+    half = max(found.high - found.value, _of_images(variance, confidence))
+    return Estimate(found.value, found.value - half, found.value + half)
+
+
+def _of_images(variance: float, confidence: float) -> float:
+    return NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance)
 
 
 def scaling(
@@ -81,7 +103,7 @@ def scaling(
 ) -> tuple[tuple[ScalingPoint, ...], tuple[Finding, ...]]:
     """Tell what each value of each axis came to, and whether the largest beats the smallest.
 
-    `images` is how many each evaluation has. Differences are paired by seed.
+    `images` is how many each evaluation has. Differences are paired by seed; of one seed nothing is decided.
     """
     points: list[ScalingPoint] = []
     findings: list[Finding] = []
@@ -97,7 +119,7 @@ def scaling(
                 if ended := _ended(each.run, split, judge):
                     by_value.setdefault(each.value, {})[each.run.seed] = ended
             for value, of_value in by_value.items():
-                final = _estimate([e.gain.final for e in of_value.values()], of_value, images, confidence)
+                final = _final(list(of_value.values()), images, confidence)
                 gain = mean_over_seeds([e.gain.gain for e in of_value.values()], confidence)
                 points.append(ScalingPoint(axis, value, algorithm, split, len(of_value), final, gain))
             if len(by_value) > 1:
@@ -119,15 +141,19 @@ def _ended(run: Run, split: str, judge: str) -> _Ended | None:
     return _Ended(gain, float(spread[-1]) if len(spread) else math.nan) if gain else None
 
 
-def _estimate(
-    values: Sequence[float], ended: dict[int, _Ended], images: int, confidence: float, runs: int = 1
-) -> Estimate:
-    """Estimate a mean over seeds; of one seed the interval is that of `runs` evaluations' images."""
-    if len(values) > 1:
-        return mean_over_seeds(values, confidence)
-    variance = sum(each.spread**2 for each in ended.values()) / len(ended) * runs
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance / images)
-    return Estimate(values[0], values[0] - half, values[0] + half)
+def _final(ended: Sequence[_Ended], images: int, confidence: float) -> Estimate:
+    """Estimate the mean of what runs of several seeds came to; of one seed the interval is of its images."""
+    found = mean_over_seeds([each.gain.final for each in ended], confidence)
+    variance = _variance(ended, images)
+    if len(ended) == 1:
+        half = _of_images(variance, confidence)
+        return Estimate(found.value, found.value - half, found.value + half)
+    return _widened(found, variance, confidence)
+
+
+def _variance(ended: Sequence[_Ended], images: int) -> float:
+    """Return the variance of a mean of evaluations that comes from their images."""
+    return _mean([each.spread**2 for each in ended]) / (images * len(ended))
 
 
 def _largest(
@@ -139,25 +165,23 @@ def _largest(
     confidence: float,
 ) -> Finding:
     least, most = min(by_value), max(by_value)
-    shared = by_value[least].keys() & by_value[most].keys()
-    gaps = [by_value[most][seed].gain.final - by_value[least][seed].gain.final for seed in sorted(shared)]
-    both = {place: by_value[value][seed] for place, (value, seed) in enumerate(_places(least, most, shared))}
-    found = _estimate(gaps, both, images, confidence, runs=2) if gaps else Estimate(math.nan)
+    seeds = sorted(by_value[least].keys() & by_value[most].keys())
+    few, many = ([by_value[value][seed] for seed in seeds] for value in (least, most))
+    found = Estimate(math.nan)
+    if seeds:
+        gaps = [more.gain.final - fewer.gain.final for fewer, more in zip(few, many, strict=True)]
+        variance = _variance(few, images) + _variance(many, images)
+        found = _widened(mean_over_seeds(gaps, confidence), variance, confidence)
     where = split.replace("_", " ")
     return Finding(
         f"More {axis} help {_NAMES.get(algorithm, algorithm)} {where}.",
-        f"{most:,} minus {least:,}, {_seeds(len(gaps))}",
+        f"{most:,} minus {least:,}, {_seeds(len(seeds))}",
         found,
     )
 
 
 def _seeds(count: int) -> str:
     return "one seed" if count == 1 else f"{count} seeds"
-
-
-def _places(least: int, most: int, seeds: set[int]) -> Iterator[tuple[int, int]]:
-    for seed in seeds:
-        yield from ((least, seed), (most, seed))
 
 
 def findings(

@@ -25,7 +25,8 @@ class Recipe:
 class Versus:
     """DPO minus GRPO by the judge on one split, paired by seed: of one reward, or (`MEAN`) their mean.
 
-    `relative` is the difference as a share of GRPO's mean.
+    `relative` is the difference as a share of GRPO's mean. The interval is over seeds, and not narrower than
+    the images of the evaluations allow; of one seed there is none.
     """
 
     reward: str
@@ -39,7 +40,8 @@ class Versus:
 class ScalingPoint:
     """What runs with one `value` of an `axis` came to by the judge, all else but the axis the same.
 
-    The intervals are over seeds; of one seed they are over the images of its evaluation.
+    The interval of `final` is over seeds, and not narrower than the images of the evaluations allow, which of
+    one seed is all there is; that of `gain` is over seeds alone.
     """
 
     axis: str

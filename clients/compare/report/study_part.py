@@ -35,7 +35,8 @@ def study(found: Study) -> Section:
         f"{verdicts['disagrees']} disagree, {verdicts['undecided']} are undecided, which is where the "
         f"{found.confidence:.0%} interval has 0 in it, there is none, or p is above {SIGNIFICANT}. "
         f"{found.judge} judges all of it, from 0 to 1; differences are in its scale. Intervals are over "
-        "seeds; where there is one seed, over the images of its evaluations; of a search, over prompts.",
+        "seeds, of which one alone decides nothing, and not narrower than the images of the evaluations "
+        "allow; a search's are over prompts.",
         f"It took {found.minutes:.0f} minutes, and {found.core_minutes:.0f} of all processes together.",
         *(f"Left out: {each}" for each in found.left_out),
     ]

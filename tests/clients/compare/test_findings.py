@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -17,6 +18,12 @@ from rewardzoo.clients.compare.study import MEAN, Finding
 from rewardzoo.clients.compare.summaries import Estimate
 
 JUDGE = "lab:exact"
+IMAGES = 400  # of each evaluation
+
+
+def images_alone(pairs: int) -> float:
+    """Half of the 95% interval of a difference that rests on the images of so many pairs of runs."""
+    return NormalDist().inv_cdf(0.975) * 0.5 * math.sqrt(2 / (IMAGES * pairs))
 
 
 def run(algorithm: str, reward: str, seed: int, in_domain: float, out_of_domain: float) -> Run:
@@ -40,21 +47,22 @@ def test_algorithms_are_compared_by_pairs_of_a_seed() -> None:
         outcomes(
             *(run("grpo", r, s, 0.5 + noise[s], 0.5) for r, s in product(gaps, noise)),
             *(run("dpo", r, s, 0.5 + noise[s] + gaps[r], 0.4) for r, s in product(gaps, noise)),
-        )
+        ),
+        IMAGES,
     )
     by_place = {(each.reward, each.split): each for each in found}
     assert by_place["a", "in_domain"].difference.value == pytest.approx(0.1)
     whole = by_place[MEAN, "in_domain"]
     assert whole.difference.value == pytest.approx(0.2)
-    # What both share does not widen the interval.
-    assert whole.difference.high - whole.difference.low < 1e-6
+    # What both share does not widen the interval; what is left is that of the images of six pairs.
+    assert whole.difference.high - whole.difference.value == pytest.approx(images_alone(6))
     assert whole.relative == pytest.approx(0.2 / (0.5 + 0.1 / 3))
     assert by_place[MEAN, "out_of_domain"].difference.value == pytest.approx(-0.1)
 
 
 def test_the_mean_is_of_seeds_that_every_reward_has() -> None:
     runs = [run(a, r, s, 0.5, 0.5) for a, r, s in product(("grpo", "dpo"), "ab", (0, 1))]
-    found = versus(outcomes(*runs[:-1]))  # dpo on b lacks seed 1
+    found = versus(outcomes(*runs[:-1]), IMAGES)  # dpo on b lacks seed 1
     assert {each.reward: each.seeds for each in found} == {"a": 2, "b": 1, MEAN: 1}
 
 
@@ -65,7 +73,7 @@ def test_claims_are_put_so_that_above_zero_agrees() -> None:
             runs.append(run("grpo", reward, seed, 0.5, 0.5 + place / 10 + seed / 100))
             runs.append(run("dpo", reward, seed, 0.6 + seed / 100, 0.3 + place / 10))
     summary = outcomes(*runs)
-    found = findings(summary, versus(summary), (), ())
+    found = findings(summary, versus(summary, IMAGES), (), ())
     assert [(f.claim, f.verdict) for f in found] == [
         ("DPO is better than GRPO in domain.", "agrees"),
         ("GRPO is better than DPO out of domain.", "agrees"),
@@ -92,7 +100,7 @@ def test_an_order_that_chance_makes_too_often_decides_nothing() -> None:
     assert Finding("x", "y", Estimate(1.0, 0.2, 1.0), p=0.017).verdict == "agrees"
 
 
-def test_of_one_seed_an_axis_has_the_interval_of_its_evaluations() -> None:
+def test_of_one_seed_a_value_has_the_interval_of_its_images_and_nothing_is_decided() -> None:
     runs = [
         Scaled("candidates", 4, run("grpo", "a", 0, 0.4, 0.5)),
         Scaled("candidates", 16, run("grpo", "a", 0, 0.6, 0.5)),
@@ -104,8 +112,8 @@ def test_of_one_seed_an_axis_has_the_interval_of_its_evaluations() -> None:
     assert low.gain.value == pytest.approx(0.2)
     inside = next(f for f in found if "in domain" in f.claim)
     assert inside.estimate.value == pytest.approx(0.2)
-    assert inside.estimate.low == pytest.approx(0.2 - 1.96 * 0.5 / 10 * 2**0.5, rel=1e-3)
-    assert inside.measure == "16 minus 4, one seed"
+    assert math.isnan(inside.estimate.low)
+    assert (inside.measure, inside.verdict) == ("16 minus 4, one seed", "undecided")
 
 
 def test_of_several_seeds_an_axis_is_compared_by_pairs() -> None:
@@ -115,11 +123,24 @@ def test_of_several_seeds_an_axis_is_compared_by_pairs() -> None:
         for seed, noise in enumerate(shared)
         for value in (16, 116)
     ]
-    _, found = scaling(runs, JUDGE, 100, 0.95)
+    _, found = scaling(runs, JUDGE, IMAGES, 0.95)
     inside = next(f for f in found if "in domain" in f.claim)
     assert inside.estimate.value == pytest.approx(0.1)
-    assert inside.estimate.high - inside.estimate.low < 1e-6
+    # Three seeds that agree to the digit are still no surer than their images.
+    assert inside.estimate.high - inside.estimate.value == pytest.approx(images_alone(3))
     assert "3 seeds" in inside.measure
+
+
+def test_seeds_that_disagree_more_than_their_images_widen_the_interval() -> None:
+    runs = [
+        Scaled("prompts", value, run("dpo", "a", seed, 0.4 + noise * (value > 16), 0.4))
+        for seed, noise in enumerate((0.3, 0.0, 0.15))
+        for value in (16, 116)
+    ]
+    _, found = scaling(runs, JUDGE, IMAGES, 0.95)
+    inside = next(f for f in found if "in domain" in f.claim)
+    t = 4.302653 * 0.15 / 3**0.5
+    assert inside.estimate.high - inside.estimate.value == pytest.approx(t, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def study_of(runs: list[Run], outcomes: Outcomes, rng: np.random.Generator) -> S
             SPLITS, (0.5, 0.9), (np.full(100, 1.7), np.full(100, 2.2)), strict=True
         )
     )
-    compared = versus(outcomes)
+    compared = versus(outcomes, 400)
     return Study(
         **common("lab", REWARDS[:4]),
         judge="lab:exact",

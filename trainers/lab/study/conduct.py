@@ -145,8 +145,8 @@ def _study(
     search: tuple[SearchPoint, ...],
     seconds: tuple[float, float],
 ) -> Study:
-    compared = versus(outcomes)
     images = place.settings.evaluation_prompts * place.grpo.evaluation.images_per_prompt
+    compared = versus(outcomes, images)
     points, scaled = scaling(_scaled(place, runs), JUDGE, images, outcomes.confidence)
     left_out = []
     if not search:

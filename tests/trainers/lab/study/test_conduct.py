@@ -30,7 +30,7 @@ SETTINGS = StudySettings(
     rewards=("clipscore:mini", "pickscore:mini"),
     seeds=2,
     steps=4,
-    evaluation_prompts=8,
+    evaluation_prompts=200,
     pool_prompts=3,
     pool_size=4,
 )
