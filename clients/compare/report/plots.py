@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from rewardzoo.clients.compare.report.view import signed
 from rewardzoo.clients.compare.summaries import Estimate
 
-# Okabe and Ito's, without yellow, which is too light for a line on white.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Okabe and Ito's, with Tol's wine for yellow, which is too light for a line on white.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255")
 _MARKERS = "osD^vPX"
 _LINES = ("-", "--", "-.", ":")
 # Inches: as wide as the page's column.
