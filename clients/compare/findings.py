@@ -72,7 +72,8 @@ def _versus(
     """Compare pairs of DPO and GRPO, of each seed as many."""
     gaps = [_mean([dpo.final - grpo.final for dpo, grpo in pairs]) for pairs in of_seeds]
     every = [pair for pairs in of_seeds for pair in pairs]
-    variance = _mean([dpo.spread**2 + grpo.spread**2 for dpo, grpo in every]) / (images * len(every))
+    spreads = ([dpo.spread for dpo, _ in every], [grpo.spread for _, grpo in every])
+    variance = sum(_variance(of_runs, images) for of_runs in spreads)
     difference = _widened(mean_over_seeds(gaps, confidence), variance, confidence)
     base = _mean([grpo.final for _, grpo in every])
     return Versus(reward, split, len(of_seeds), difference, difference.value / base if base else math.nan)
@@ -92,6 +93,11 @@ def _widened(found: Estimate, variance: float, confidence: float) -> Estimate:
         return found
     half = max(found.high - found.value, _of_images(variance, confidence))
     return Estimate(found.value, found.value - half, found.value + half)
+
+
+def _variance(spreads: Sequence[float], images: int) -> float:
+    """Return the variance that a mean over runs has from the images of their evaluations."""
+    return _mean([spread**2 for spread in spreads]) / (images * len(spreads))
 
 
 def _of_images(variance: float, confidence: float) -> float:
@@ -144,16 +150,11 @@ def _ended(run: Run, split: str, judge: str) -> _Ended | None:
 def _final(ended: Sequence[_Ended], images: int, confidence: float) -> Estimate:
     """Estimate the mean of what runs of several seeds came to; of one seed the interval is of its images."""
     found = mean_over_seeds([each.gain.final for each in ended], confidence)
-    variance = _variance(ended, images)
+    variance = _variance([each.spread for each in ended], images)
     if len(ended) == 1:
         half = _of_images(variance, confidence)
         return Estimate(found.value, found.value - half, found.value + half)
     return _widened(found, variance, confidence)
-
-
-def _variance(ended: Sequence[_Ended], images: int) -> float:
-    """Return the variance of a mean of evaluations that comes from their images."""
-    return _mean([each.spread**2 for each in ended]) / (images * len(ended))
 
 
 def _largest(
@@ -170,7 +171,7 @@ def _largest(
     found = Estimate(math.nan)
     if seeds:
         gaps = [more.gain.final - fewer.gain.final for fewer, more in zip(few, many, strict=True)]
-        variance = _variance(few, images) + _variance(many, images)
+        variance = sum(_variance([each.spread for each in ended], images) for ended in (few, many))
         found = _widened(mean_over_seeds(gaps, confidence), variance, confidence)
     where = split.replace("_", " ")
     return Finding(

@@ -135,7 +135,8 @@ def curves(
                         name, (x[-1], y[-1]), (-2, 4), textcoords="offset points", ha="right", color="#555"
                     )
                     continue
-                marked = [i for i, n in enumerate(x) if n in _marked(x)]
+                marks = _marked(x)
+                marked = [i for i, n in enumerate(x) if n in marks]
                 panel.plot(x, y, color=drawn.color, linestyle=drawn.line, markevery=marked, **_marker(drawn))
                 panel.fill_between(x, low, high, color=drawn.color, alpha=0.13, linewidth=0)
             panel.set_xscale("log", base=2)
@@ -281,7 +282,8 @@ def _bars(e: Estimate) -> NDArray[np.float64] | None:
 
 
 def _marked(x: Sequence[float]) -> list[float]:
-    return list(x) if len(x) <= _FEW else [n for n in x if float(np.log2(n)).is_integer()]
+    powers = [n for n in x if n > 0 and float(np.log2(n)).is_integer()]
+    return list(x) if len(x) <= _FEW else powers or list(x)
 
 
 def _legend(figure: Figure, entries: Sequence[tuple[str, Look]], *, markers: bool = True) -> None:
